@@ -20,6 +20,7 @@ test-slow: $(DEV)  ## the tests that take longer
 
 lint: $(DEV)    ## ruff and the import rules
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 format: $(DEV)  ## let ruff sort imports and fix what it can
 	$(BIN)/ruff check --fix .

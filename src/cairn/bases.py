@@ -173,6 +173,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    import cairn.models  # noqa: F401  (registers the decoder: its folders then load without asking to run their code)
+
     folder = base_folder(name)
     try:
         return AutoTokenizer.from_pretrained(str(folder))

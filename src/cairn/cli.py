@@ -26,7 +26,12 @@ __all__ = ["VERBS", "main", "verb_function"]
 
 # verb -> (module, function, one line for `cairn --help`); the manual is the function's docstring
 VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("cairn.verbs.demo", "demo", "See it all: fine-tune a stack, watch it answer, compare it."),
+    "run": ("cairn.verbs.run", "run", "Ask a stack, and see each hand-off between its stages."),
+    "finetune": ("cairn.verbs.finetune", "finetune", "Train a stack's adapters, and those it is compared to."),
+    "eval": ("cairn.verbs.evaluate", "evaluate", "Score a stack or a model: tasks, or bits per byte."),
     "pretrain": ("cairn.verbs.pretrain", "pretrain", "Train a tiny base model from raw text."),
+    "info": ("cairn.verbs.info", "info", "Show what a preset, model, stack or data folder holds."),
 }
 
 _EPILOG = """\b
@@ -46,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program name; default sys.argv[1:].
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # Read by the OpenMP library when torch is imported. By default its threads spin while they wait for each other:
+    # beside any other busy process, training on 2 cores then ran at a sixth of its speed (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = os.environ.get("CAIRN_DEBUG", "") not in ("", "0") or "--debug" in arguments[:1]
     try:
         app = _app(_verb_in(arguments))

@@ -80,7 +80,7 @@ def test_completion_objective_equals_next_token():
     short, metrics = completion(two, batch)
     plain.backward()
     short.backward()
-    assert float(plain) == pytest.approx(float(short), rel=1e-6)
+    assert plain.item() == pytest.approx(short.item(), rel=1e-6)
     assert all(torch.allclose(a.grad, b.grad, atol=1e-5) for a, b in zip(one.parameters(), two.parameters(),
                                                                          strict=True))
     assert 0 <= int(metrics["right_tokens"]) <= int((batch["labels"] != -100).sum())

@@ -80,7 +80,7 @@ def test_leaves_a_model_that_loads_scores_and_speaks(straight):
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
     by_step, evaluations = losses(folder / "run")
     assert sorted(by_step) == list(range(1, 13))
-    assert by_step[12] < by_step[1] - 0.5
+    assert by_step[12] < by_step[1] - 0.3
     assert [row["step"] for row in evaluations] == [5, 10, 12]
     assert evaluations[-1]["bits_per_byte/held"] < evaluations[0]["bits_per_byte/held"]
     assert evaluations[-1]["sample"].startswith("the old man")

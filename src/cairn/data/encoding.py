@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from cairn.errors import TokenizerError
 from cairn.models.tokenization import prompt_ids, tokenizer_fingerprint
 
-__all__ = ["EncodedBatch", "Encoder"]
+__all__ = ["MAX_BATCH_CHARS", "EncodedBatch", "Encoder"]
 
-_BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once: enough to keep its threads busy
+MAX_BATCH_CHARS = 1 << 20  # text handed to the tokenizer at once: enough to keep its threads busy
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Encoder:
         self.vocab_size = max(self._fast.get_vocab(with_added_tokens=True).values()) + 1
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
-    def batches(self, documents: Iterable[str]) -> Iterator[EncodedBatch]:
-        """Yields the documents encoded, in order, in batches of about a million characters; empty ones are left out."""
+    def batches(self, documents: Iterable[str], characters_each: int = MAX_BATCH_CHARS) -> Iterator[EncodedBatch]:
+        """Yields the documents encoded, in order, in batches of so many characters; empty ones are left out."""
         waiting: list[str] = []
         characters = 0
         for text in documents:
@@ -66,7 +66,7 @@ class Encoder:
                 continue
             waiting.append(text)
             characters += len(text)
-            if characters >= _BATCH_CHARS:
+            if characters >= characters_each:
                 yield self._encode(waiting)
                 waiting, characters = [], 0
         if waiting:

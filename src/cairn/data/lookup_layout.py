@@ -99,7 +99,6 @@ _HEADS = [
     "",
     "",
     "Read the note and answer.",
-    "Look it up above.",
     "Use only what is written.",
     "Answer from the text.",
 ]
@@ -160,6 +159,7 @@ def _pairs(d: Dice, pairs: list[Pair], taken: str) -> str:
     out = []
     for pair in pairs:
         question = pair.question.replace('"', "'")  # no quotation inside a quotation of the same marks
+        question = question[:-1] + "," if question[-1] == "." else question
         out.append(f'"{question}" {one} {verb}. "{_sentence(pair.answer)[:-1]}," {two} {back}.')
     return "\n".join(out)
 

@@ -379,7 +379,7 @@ def dialogue(d: Dice, want: int) -> Episode:
             lines += [
                 f"{one}: {ask.format(k=key)}",
                 d.pick(
-                    [f"{two}: {note[key]}.", f"{two}: It says {note[key]}.", f"{two}: {key}, let me see. {note[key]}."]
+                    [f"{two}: {note[key]}.", f"{two}: It says {note[key]}.", f"{two}: {key}, let me see: {note[key]}."]
                 ),
             ]
         elif luck < 0.8:

@@ -94,6 +94,7 @@ _TIMES = [
 
 
 def said(d: Dice, templates: list[str], **words: str) -> str:
+    """Returns one of the templates with its words filled in."""
     return d.pick(templates).format(**words)
 
 
@@ -108,6 +109,7 @@ def timed(d: Dice, line: str, names: list[str]) -> str:
 
 
 def placed(d: Dice, place: str, style: float) -> str:
+    """Returns a place with its preposition and article, in one of a few wordings."""
     return place if style < 0.6 else "the " + place if style < 0.8 else "at the " + place
 
 

@@ -12,6 +12,7 @@ out here (RESERVED), once, so that no family has to think of them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -63,9 +64,9 @@ thermometer thimble ticket tile toboggan torch towel tray trident trombone trowe
 typewriter umbrella urn valve vase veil vest vial violin visor walnut watch wheel whetstone whisk whistle
 wig wrench wreath xylophone yoke zipper zither""".split()
 
-PLACES = """abbey academy airfield aqueduct arcade archive armoury atelier attic aviary bakery balcony ballroom
-bandstand bank barn barracks bathhouse bay beach beacon belfry blacksmith boathouse bookshop brewery
-brickyard bridge bus- stop cabin camp canal canteen-hut castle cathedral cave cellar chapel cheese-shop
+PLACES = """abbey academy airfield aqueduct arcade archive armoury atelier aviary bakery balcony ballroom
+bandstand bank barn barracks bathhouse bay beach beacon belfry boathouse bookshop brewery
+brickyard bridge bus-stop cabin camp canal canteen-hut castle cathedral cave cellar chapel cheese-shop
 church clearing clinic cliff clubhouse cloakroom cloister coal-yard corral cottage courthouse courtyard
 cove creek crossroads customs-house dairy dam deck depot dock dome dovecote dyke embassy estuary
 fairground farm ferry-landing fish-market ford forge fort fountain foundry gallery gate gatehouse glade
@@ -75,10 +76,10 @@ lighthouse lock lodge log-cabin loft lookout lumberyard manor market marsh meado
 monastery moor mountain-hut museum nursery observatory orchard outpost paddock palace parlour pasture
 pavilion pharmacy pier plaza pond pottery printworks pump-room quarry quay racecourse ranch refinery
 reservoir ridge river-bank ropewalk ruin sawmill schoolhouse shed shipyard shore shrine signal-box smithy
-smokehouse spring-house square stable stadium station stream studio summit surgery tailor-shop tannery
+smokehouse spring-house stable stadium station stream studio summit surgery tailor-shop tannery
 tavern temple terrace theatre toll-house tower town-hall tunnel valley vault veranda village vineyard
-wagon-shed walled-town warehouse waterfall weir well wharf windmill winery woodshed workshop yard zoo""".split()
-PLACES = [place.replace("-", " ") for place in PLACES if place not in {"well", "attic"}]
+wagon-shed walled-town warehouse waterfall weir wharf windmill winery woodshed workshop yard zoo""".split()
+PLACES = [place.replace("-", " ") for place in PLACES]
 
 BOXES = """barrel basket bin bucket cabinet carton case cask casket coffer crate cupboard drawer folder hamper
 hatbox holdall hutch jar locker pail pannier pocket pouch rucksack sack satchel tin toolbox trough trunk
@@ -109,6 +110,11 @@ RESERVED = frozenset(
 
 _STARTS = """b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sm sn sp st str t
 th tr v w y z""".split()
+_COMMON = frozenset("then than that this them thus with from been seen said near soon took must just such till".split())
+_RUDE = re.compile(
+    "shit|slut|cock|dick|tit$|tits|crap|pis|fag|rap[eio]?$|cunt|fuck|turd|coon|gook|spic|nig|porn|wank|skank|sex|prick|slag"
+    "|jap|poof|shag|spaz|spunk|cum|dyk|kik|naz|nat?zi|suck|twat|bum$|fart|whor|hoar|wog|paki|gaz"
+)
 _VOWELS = "a a e e i i o o u ai ea ee oa oo ou".split()
 _ENDS = "b ck d f g k l lm ln lt m mp n nd nk nt p r rd rk rn rt s sh sk sp st t th v x z".split()
 _IRREGULAR = {"knife": "knives", "scarf": "scarves", "dice": "dice", "shelf": "shelves", "loaf": "loaves"}
@@ -116,7 +122,8 @@ _IRREGULAR = {"knife": "knives", "scarf": "scarves", "dice": "dice", "shelf": "s
 
 def a(word: str) -> str:
     """Returns the word behind its indefinite article ("an oar", "a kite")."""
-    return ("an " if word[0] in "aeiou" and not word.startswith(("eu", "uni", "uku")) else "a ") + word
+    vowel = word.startswith("hour") or (word[0] in "aeiou" and not word.startswith(("eu", "uni", "uku")))
+    return ("an " if vowel else "a ") + word
 
 
 def plural(noun: str) -> str:
@@ -178,7 +185,7 @@ class Dice(random.Random):
             if self.random() < 0.6:
                 word += self.pick(_ENDS)[0] + self.pick(_VOWELS)[0]
             word += self.pick(_ENDS)
-            if word not in RESERVED:
+            if len(word) > 3 and word not in RESERVED and word not in _COMMON and not _RUDE.search(word):
                 return word
 
     def made_ups(self, count: int) -> list[str]:

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from cairn.data.corpora import SourceConfig, cut_document, iterate, source_files
-from cairn.data.encoding import EncodedBatch, Encoder
+from cairn.data.encoding import MAX_BATCH_CHARS, EncodedBatch, Encoder
 from cairn.data.shards import Callback, ShardProgress, ShardSet, ShardSummary, SourceCount, StreamWriter
-from cairn.errors import ArtifactError, ConfigError, DataError
-from cairn.files import atomic_file, sha256_json, write_json
+from cairn.errors import ArtifactError, ConfigError, DataError, ShardError
+from cairn.files import atomic_file, sha256_file, sha256_json, write_json
 
 __all__ = ["write_mixture"]
 
@@ -58,7 +58,7 @@ def write_mixture(
     Args:
         sources: what to mix, names unique.
         tokenizer: fast tokenizer with an eos.
-        out: folder; a whole set made from the same sources, seed and sizes is kept and its summary returned.
+        out: folder; a whole set of the same mixture is kept and its summary returned, a damaged one is repaired.
         seed: of the shuffles and the generators.
         total_tokens: length wanted (exceeded by less than one piece per source); finite sources are repeated until it
             is met. None: sources without a weight are used tokens x repeat times, which decides the length; where all
@@ -68,11 +68,12 @@ def write_mixture(
         piece_chars: longest piece of a document in characters (8192 is about 2,000 tokens).
         on_progress: called after each encoded batch.
         reject: a piece for which this is true is left out (overlap with an evaluation set) and counted per source.
-        reject_key: names what `reject` does; a set made with another one is made anew.
+        reject_key: names what `reject` does, as part of what makes two mixtures the same.
 
     Raises:
         ConfigError: no source, names repeat, weights leave no room, or nothing decides the length.
         DataError: a source cannot be read, or every piece of one was rejected.
+        ShardError: the folder holds a sound set of another mixture.
         TokenizerError: the tokenizer is not a fast one or has no eos.
         StorageError: the disk is full or the folder may not be written.
     """
@@ -137,13 +138,12 @@ def _pieces(source: SourceConfig, root: str | Path | None, seed: int, piece_char
 
 
 def _origin(source: SourceConfig, encoder: Encoder, root: str | Path | None, piece_chars: int, seed: int) -> list[Any]:
-    """Returns what the staged ids of a source depend on; files by size and time, a generator by its first texts."""
-    said = source.model_dump(mode="json", exclude={"weight", "repeat", "licence"})
+    """Returns what the staged ids of a source depend on: files by content, a generator by its first texts."""
+    said = source.model_dump(mode="json", exclude={"path", "weight", "repeat", "licence"})
     if source.generator is not None:
         seen: list[Any] = [seed, list(itertools.islice(iterate(source, seed=seed), 50))]
     else:
-        stats = [(file, file.stat()) for file in source_files(source, root)]
-        seen = [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+        seen = [[file.name, sha256_file(file)] for file in source_files(source, root)]
     return [said, seen, encoder.fingerprint, piece_chars]
 
 
@@ -154,7 +154,13 @@ def _already_written(out: Path, key: str) -> ShardSummary | None:
         found = ShardSet.open(out)
     except ArtifactError:
         return None  # damaged: writing again repairs it
-    return found.summary if found.manifest["settings"].get("key") == key else None
+    if found.manifest["settings"].get("key") != key:
+        raise ShardError(
+            "the shards there were made from other texts, settings or another tokenizer", value=str(out),
+            allowed="a new folder, or shards of the same mixture",
+            next="choose another folder, or delete this one to write it anew",
+        )
+    return found.summary
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,9 @@ class _Stager:
         started = time.perf_counter()
         before = self._seconds
         with atomic_file(folder / "ids.bin") as temporary, open(temporary, "wb") as file:
-            for batch in self._encoder.batches(texts):
+            # A small need of an infinite source should not cost a whole batch; a token is more than two characters.
+            each = MAX_BATCH_CHARS if need is None else min(2 * need, MAX_BATCH_CHARS)
+            for batch in self._encoder.batches(texts, each):
                 file.write(batch.ids.tobytes())
                 lengths.append(batch.lengths)
                 sizes.append(batch.sizes)

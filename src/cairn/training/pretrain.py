@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from cairn.config import StrictModel
 from cairn.data.corpora import SourceConfig, iterate
+from cairn.data.decontaminate import Decontaminator
 from cairn.data.loader import PackedLoader
 from cairn.data.mixture import write_mixture
 from cairn.data.shards import ShardProgress, ShardSet, ShardSummary
@@ -57,7 +59,7 @@ class DataConfig(StrictModel):
         sources: what to mix; relative paths start at `root`.
         root: folder of relative paths; None = the recipe's own folder.
         total_tokens: length of the stream; None = one pass over the sources.
-        validation: sources for bits per byte while training.
+        validation: sources for bits per byte while training; a generator gets another seed than in training.
         validation_bytes: bytes read from the start of each.
         keep_out: evaluation texts that must not be trained on; a piece that overlaps one is dropped and counted.
         seed: of shuffles and generators.
@@ -171,7 +173,7 @@ def pretrain(
             f"{recipe.steps:,} steps of {loader.tokens_per_step:,} tokens ({loader.epoch(recipe.steps):.2f} epochs); "
             f"{world} process(es), {torch.get_num_threads()} threads, {device}")
     validation = {
-        source.name: list(_head(iterate(source, root=root), recipe.data.validation_bytes))
+        source.name: list(_head(iterate(source, root=root, seed=recipe.data.seed + 1), recipe.data.validation_bytes))
         for source in recipe.data.validation
     } if rank == 0 else {}
 
@@ -190,6 +192,7 @@ def pretrain(
     )
     if rank == 0:
         if not run.finished:
+            logging.disable_progress_bar()  # of one file, written at once
             with atomic_folder(out / "model") as folder:
                 model.to(torch.bfloat16).save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
@@ -271,6 +274,8 @@ def _tokenizer_texts(recipe: PretrainRecipe, root: Path) -> Iterator[str]:
 def _shards(
     recipe: PretrainRecipe, root: Path, out: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
 ) -> ShardSummary:
+    if (out / "shards" / "manifest.json").exists():  # written by an earlier call; whole, or the loader refuses it
+        return ShardSet.open(out / "shards", tokenizer, verify=False).summary
     last = {"source": None, "bytes": 0}
 
     def report(progress: ShardProgress) -> None:
@@ -280,9 +285,7 @@ def _shards(
                 f"{progress.mb_per_s:.2f} MB/s")
 
     keep = None
-    if recipe.data.keep_out and not (out / "shards" / "manifest.json").exists():
-        from cairn.data.decontaminate import Decontaminator
-
+    if recipe.data.keep_out:
         keep = Decontaminator()
         for known in recipe.data.keep_out:
             keep.add(known.name, iterate(known, root=root))

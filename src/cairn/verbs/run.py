@@ -1,0 +1,289 @@
+"""`cairn run`: ask a stack, one question with its hand-offs shown, or a file of them.
+
+    one question   stage after stage printed as it is made, then the answer
+    --input FILE   wave ── answers appended to --output, flushed ── wave ── ...     killed? the same command goes on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from io import FileIO
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cairn.engines.base import Engine
+from cairn.errors import ConfigError, DataError, InputError, storage_error
+from cairn.progress import Progress
+from cairn.runs import read_jsonl
+from cairn.stacks.runner import Runner, check_inputs
+from cairn.stacks.spec import StackSpec, check_artifacts, load_stack
+from cairn.stacks.trace import StageRecord, Trace, format_inputs, format_stage, format_totals, to_json
+
+__all__ = ["open_engine", "open_stack", "run"]
+
+_EMBEDDED = "embedded:"
+_LINE_START = b'{"id": '
+
+
+@dataclass(frozen=True)
+class _Question:
+    id: str
+    inputs: dict[str, str]
+
+
+def run(
+    stack: Annotated[str, typer.Argument(metavar="STACK", help="A stack folder, its stack.yaml, or embedded:NAME.")],
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The first input field that no --field gives.")
+    ] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="An input; NAME=@FILE reads a file. Repeatable.")
+    ] = None,
+    input: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON lines with many questions.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where their answers go, as JSON lines.")] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Write id, answer and violations only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the trace of one question as JSON.")] = False,
+    base: Annotated[str | None, typer.Option(metavar="BASE", help="Another base than the stack's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    wave: Annotated[int, typer.Option(min=1, help="Questions of a file that go through the stages together.")] = 64,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of stack.yaml; repeatable.")
+    ] = None,
+) -> None:
+    """Ask a stack, and see each hand-off between its stages.
+
+    One question: every stage is printed as soon as it is done. A map stage shows its items with their outputs, those
+    it keeps marked with a star; what the stage hands on stands behind the arrow; a broken contract behind an
+    exclamation mark.
+
+      cairn run runs/demo/stack --field story=@story.txt "Where is the milk?"
+      cairn run runs/demo/stack --field story="Mary went home." --field question="Where is Mary?" --json
+
+    Many questions: one JSON object a line, {"id": ..., "inputs": {FIELD: TEXT}} or {"id": ..., FIELD: TEXT}. The
+    answers are appended to --output in the same order; the same command goes on after an interrupt.
+
+      cairn run runs/demo/stack --input questions.jsonl --output answers.jsonl
+
+    An output that breaks its stage's contract is asked for once more (stage.retries), then used as it is and recorded
+    in the trace.
+    """
+    spec = open_stack(stack, set_ or (), base=base)
+    if input is None:
+        if output is not None:
+            raise InputError("--output is for many questions", value=str(output), next="give --input FILE as well")
+        question = _one_question(spec, text, field or [])
+        check_inputs(spec, question)
+        engine = open_engine(spec, device=device, dtype=dtype)
+        _show(spec, engine, question, as_json)
+        return
+    if output is None:
+        raise InputError("--input needs --output", value=str(input), next="give --output FILE.jsonl")
+    if text is not None or field or as_json:
+        raise InputError("--input brings its own questions", allowed="no TEXT, --field or --json beside it")
+    questions = _read_questions(spec, input)
+    done = _answered(spec, questions, output)
+    with _open_append(output) as file:  # before the weights: a folder without permission is known at once
+        left = [question for question in questions if question.id not in done]
+        if left:
+            runner = Runner(spec, open_engine(spec, device=device, dtype=dtype), wave=wave)
+            _run_many(runner, left, file, output, wave, compact, len(done))
+    print(f"{len(questions):,} answers in {output}" + (f" ({len(done):,} were there)" if done else ""))
+
+
+def open_stack(stack: str, overrides: Sequence[str] = (), *, base: str | None = None) -> StackSpec:
+    """Loads a stack and checks that its adapters are there, before any weight is loaded.
+
+    Args:
+        stack: folder, stack.yaml, or "embedded:NAME" (shipped with Cairn).
+        overrides: key.path=value texts.
+        base: another base than the stack's own.
+
+    Raises:
+        ConfigError: no such stack, a fault in it, or adapters missing: all faults in one error.
+    """
+    place = Path(stack)
+    if stack.startswith(_EMBEDDED):
+        assets = Path(str(resources.files("cairn"))) / "assets"
+        place = assets / stack.removeprefix(_EMBEDDED)
+        if not (place / "stack.yaml").is_file():
+            present = [f"{_EMBEDDED}{path.parent.name}" for path in sorted(assets.glob("*/stack.yaml"))]
+            raise ConfigError(
+                stack,
+                [f"this installation holds no such stack, allowed: {', '.join(present) or 'a stack folder'}"],
+                next="`cairn demo` trains one in runs/demo/stack",
+            )
+    spec = load_stack(place, overrides)
+    check_artifacts(spec)
+    if base is not None:
+        spec = spec.model_copy(update={"base": base})
+    return spec
+
+
+def open_engine(spec: StackSpec, *, device: str = "auto", dtype: str = "auto") -> Engine:
+    """Loads the base and the adapters of a trained stack.
+
+    Raises:
+        CheckpointError, TokenizerError, AdapterError: see `TorchEngine`.
+    """
+    from cairn.engines.torch_engine import TorchEngine
+
+    return TorchEngine(spec.base_place, check_artifacts(spec), device=device, dtype=dtype)
+
+
+def _one_question(spec: StackSpec, text: str | None, fields: Iterable[str]) -> dict[str, str]:
+    question: dict[str, str] = {}
+    for given in fields:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise InputError("--field needs a name", value=given, allowed="NAME=TEXT or NAME=@FILE")
+        if name in question:
+            raise InputError("--field is given twice", value=name)
+        question[name] = _read_field(value[1:]) if value.startswith("@") else value
+    if text is not None:
+        free = [name for name in spec.inputs if name not in question]
+        if not free:
+            raise InputError("TEXT is left over: every input has a --field", value=text, allowed="one of both")
+        question = {**question, free[0]: text}
+    return {**{name: question[name] for name in spec.inputs if name in question}, **question}
+
+
+def _read_field(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the file of a field cannot be read ({error})", value=path) from None
+
+
+def _show(spec: StackSpec, engine: Engine, question: Mapping[str, str], as_json: bool) -> None:
+    runner = Runner(spec, engine)
+    if as_json:
+        print(to_json(runner.run([question])[0]))
+        return
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    print(format_inputs(dict(question), width) + "\n", flush=True)
+    number = 0
+
+    def show(_: int, record: StageRecord) -> None:
+        nonlocal number
+        number += 1
+        print(format_stage(record, number, width), flush=True)
+
+    trace = runner.run([question], on_handoff=show)[0]
+    broken = len(trace.violations)
+    print(f"\nanswer: {trace.answer}")
+    print(f"({format_totals([trace])}{f'; {broken} broken promises' if broken else ''})")
+
+
+def _read_questions(spec: StackSpec, path: Path) -> list[_Question]:
+    try:
+        rows = read_jsonl(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the questions cannot be read ({error})", value=str(path)) from None
+    questions: list[_Question] = []
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        name = str(row.get("id", number))
+        inputs = row["inputs"] if isinstance(row.get("inputs"), dict) else {k: v for k, v in row.items() if k != "id"}
+        where = f"{path}, question {number}: "
+        check_inputs(spec, inputs, where)
+        if name in seen:
+            raise InputError(f"{where}id is used twice", value=name, allowed="distinct ids")
+        seen.add(name)
+        questions.append(_Question(name, inputs))
+    if not questions:
+        raise InputError("the file has no questions", value=str(path), allowed="one JSON object a line")
+    return questions
+
+
+def _answered(spec: StackSpec, questions: Sequence[_Question], output: Path) -> set[str]:
+    """Returns the ids answered by an earlier call, and cuts off a line that it left unfinished."""
+    if not output.is_file():
+        return set()
+    other = "choose another --output, or delete this file"
+    by_id = {question.id: question for question in questions}
+    done: set[str] = set()
+    try:
+        rows, data = read_jsonl(output), output.read_bytes()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the answers of an earlier call cannot be read ({error})", value=str(output)) from None
+    whole = data.rfind(b"\n") + 1
+    complete = sum(1 for line in data[:whole].split(b"\n") if line.strip())
+    for row in rows[:complete]:
+        name = row.get("id")
+        if name not in by_id or row.get("inputs", by_id[name].inputs) != by_id[name].inputs:
+            raise DataError(f"{output} holds answers to other questions", value=name, next=other)
+        if row.get("stack", spec.name) != spec.name:
+            raise DataError(f"{output} holds answers of another stack", value=row["stack"], next=other)
+        done.add(name)
+    if whole < len(data):
+        if not _LINE_START.startswith(data[whole:][: len(_LINE_START)]):
+            raise DataError("this file holds something else than answers", value=str(output), next=other)
+        try:
+            os.truncate(output, whole)
+        except OSError as error:
+            raise storage_error(error, output) from error
+    return done
+
+
+def _open_append(path: Path) -> FileIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileIO(path, "a")  # unbuffered: what is written is written
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def _run_many(
+    runner: Runner, left: Sequence[_Question], file: FileIO, path: Path, wave: int, compact: bool, before: int
+) -> None:
+    broken = 0
+    with Progress("run", before + len(left), unit="question", start=before) as progress:
+        for start in range(0, len(left), wave):
+            chunk = left[start : start + wave]
+            for traces in _traces(runner, chunk):
+                broken += sum(len(trace.violations) for trace in traces)
+                _append(file, path, traces, compact)
+                progress.advance(len(traces), violations=broken)
+
+
+def _traces(runner: Runner, chunk: Sequence[_Question]) -> Iterable[list[Trace]]:
+    """Yields the traces of a wave; if one question cannot be run, those before it and then an error that names it."""
+    try:
+        traces = runner.run([question.inputs for question in chunk], ids=[question.id for question in chunk])
+    except InputError:
+        for question in chunk:
+            try:
+                traces = runner.run([question.inputs], ids=[question.id])
+            except InputError as error:
+                raise InputError(
+                    f"question {question.id}: {error.what}", value=error.value, allowed=error.allowed,
+                    next=f"{error.next or 'correct it'}; the answers before it are kept",
+                ) from None  # fmt: skip
+            yield traces
+        return
+    yield traces
+
+
+def _append(file: FileIO, path: Path, traces: Sequence[Trace], compact: bool) -> None:
+    lines = [
+        json.dumps({"id": trace.id, "answer": trace.answer, "violations": trace.violations}, ensure_ascii=False)
+        if compact
+        else to_json(trace)
+        for trace in traces
+    ]
+    rest = memoryview("".join(line + "\n" for line in lines).encode())
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        if path.is_file():
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, path) from error
