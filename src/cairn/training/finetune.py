@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ class _Evaluation:
         found = {
             "validation_loss": scores["loss"],
             "exact_match": scores["exact_match"],
-            "sample": f"{wrote.strip()} (gold: {gold.strip()})",
+            "sample": f"{shorten(wrote, 160)} (gold: {shorten(gold, 160)})",
         }
         self._last = (step, found)
         return found

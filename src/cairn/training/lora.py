@@ -12,6 +12,7 @@ float32 (here it runs in float32). Both give what the plain way gives, up to rou
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,13 +50,15 @@ def with_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Itera
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
-            adapter = get_peft_model(
-                model,
-                LoraConfig(
-                    r=lora.rank, lora_alpha=lora.scale * lora.rank, lora_dropout=lora.dropout,
-                    target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
-                ),
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of a name that transformers renames
+                adapter = get_peft_model(
+                    model,
+                    LoraConfig(
+                        r=lora.rank, lora_alpha=lora.scale * lora.rank, lora_dropout=lora.dropout,
+                        target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
+                    ),
+                )  # fmt: skip
         except ValueError as error:  # PEFT names the layers that it did not find
             raise ConfigError(
                 "lora.targets", [f"{lora.targets!r}: no such layer in this base ({error})"],

@@ -1,0 +1,112 @@
+"""Writes docs/results.md from the result files in docs/results/, so that no figure is typed by hand.
+
+    python tools/results_page.py
+
+    docs/results/demo.json, demo-full.json     result.json of `make demo` and of `cairn demo --full`
+    docs/results/pretrain_throughput.json      last line of `python -m benchmarks.pretrain_throughput`
+    src/cairn/assets/base/scores.json          `cairn eval` of the shipped base
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+NAMES = {
+    "base": "base, few-shot", "single_direct": "one adapter, direct answers",
+    "single_chain": "one adapter, the whole chain as one text", "stack": "**stack of four stages**",
+}
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def demo(result: Mapping[str, Any], command: str) -> str:
+    paired, systems = result["paired"], result["systems"]
+    rows = [
+        [
+            NAMES.get(name, name), percent(result["accuracy"][name]),
+            " to ".join(percent(edge) for edge in result["ci95"][name]),
+            f"{result['trained_params'].get(name, 0):,}", f"{result['training_tokens'].get(name, 0):,}",
+            f"{result['flops_per_question'][name] / 1e9:.1f}", f"{result['calls_per_question'][name]:.1f}",
+            f"{result['seconds'][name]:.0f}", f"{result['tokens_per_second'][name]:,.0f}",
+        ]
+        for name in systems
+    ]  # fmt: skip
+    tasks = [
+        [name, f"{part['n']:,}", *(percent(part["accuracy"][system]) for system in systems),
+         f"{100 * part['paired']['difference']:+.1f} "
+         f"({' to '.join(f'{100 * edge:+.1f}' for edge in part['paired']['ci95'])})"]
+        for name, part in result["tasks"].items()
+    ]  # fmt: skip
+    low, high = (f"{100 * edge:+.1f}" for edge in paired["ci95"])
+    return f"""`{command}`: {result['n_test']:,} held-out questions from {result['n_stories']:,} stories, base of
+{result['base_params']:,} parameters, one training seed.
+
+{table(['system', 'accuracy %', '95% interval', 'trained parameters', 'training tokens', 'GFLOPs/question',
+        'calls/question', 'seconds', 'tokens/s'], rows)}
+
+Stack minus the best single adapter ({NAMES[result['best_single']]}): **{100 * paired['difference']:+.1f} points**, 95%
+interval {low} to {high} (paired bootstrap over stories), McNemar p = {paired['mcnemar_p']:.2g}.
+
+{table(['task', 'questions', *(NAMES[name].replace('**', '') for name in systems), 'stack minus best single'], tasks)}
+"""
+
+
+def throughput(result: Mapping[str, Any]) -> str:
+    rows = [
+        [row["case"], f"{row['ours']:,.0f}", f"{row['reference']:,.0f}", f"{row['ratio']:.2f}",
+         f"{row['share_of_bf16_ceiling']:.0%}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    ceiling = result["rows"][0]["ceiling_gflops"]
+    return f"""Machine: {result['machine']}; best bf16 matrix product {ceiling:,.0f} GFLOP/s.
+
+{table(['case', 'Cairn tokens/s', 'plain transformers tokens/s', 'ratio', 'share of the bf16 ceiling'], rows)}
+"""
+
+
+def base(scores: Mapping[str, Any]) -> str:
+    rows = [[Path(name).name, f"{part['bits_per_byte']:.3f}", f"{part['stderr']:.3f}", f"{part['bytes']:,}"]
+            for name, part in scores["text"].items()]
+    blimp = scores["blimp"]
+    low, high = blimp["ci95"]
+    return f"""BLiMP, macro mean of {len(blimp['paradigms'])} paradigms, ties one half: **{percent(blimp['accuracy'])}**
+(95% interval {percent(low)} to {percent(high)}, {blimp['n']:,} pairs, {blimp['ties']:,} ties; chance 50).
+
+{table(['held-out text', 'bits per byte', 'standard error', 'bytes'], rows)}
+"""
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parts = [
+        "# Results\n\nMade by `python tools/results_page.py` from the JSON files in docs/results/ and in the shipped "
+        "base.\nEvery figure comes from one run on 2 CPU cores; [log.md](log.md) tells what else was tried.\n"
+    ]
+    for title, file, make in (
+        ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
+        ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
+        ("The shipped base", ROOT / "src/cairn/assets/base/scores.json", base),
+        ("Training rate", RESULTS / "pretrain_throughput.json", throughput),
+    ):
+        if file.exists():
+            parts.append(f"## {title}\n\n{make(read(file))}")
+    (ROOT / "docs" / "results.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
