@@ -1,10 +1,11 @@
 """Puts a pretrained base into the package, with a model card whose every number comes from a run.
 
-    python tools/ship_base.py runs/base base_scores.json recipes/base.yaml
+    python tools/ship_base.py runs/base recipes/base.yaml text.json blimp.json
 
     runs/base            what `cairn pretrain` left: model/, metrics.jsonl, shards/manifest.json, versions.json
-    base_scores.json     what `cairn eval runs/base/model --text ... --blimp ... --out base_scores.json` left
     recipes/base.yaml    the recipe, as committed
+    text.json            what `cairn eval runs/base/model --text ... --context 512 --stride 256 --out text.json` left
+    blimp.json           what `cairn eval runs/base/model --blimp ... --out blimp.json` left
 
 Writes src/cairn/assets/base: the model folder, scores.json, curve.jsonl, curve.svg and README.md (the card).
 """
@@ -23,17 +24,19 @@ TARGET = Path(__file__).resolve().parents[1] / "src" / "cairn" / "assets" / "bas
 LIMIT = 16_000_000  # bytes of weights and tokenizer
 
 
-def main(run: Path, scores_file: Path, recipe: Path) -> None:
+def main(run: Path, recipe: Path, *score_files: Path) -> None:
     shutil.rmtree(TARGET, ignore_errors=True)
     shutil.copytree(run / "model", TARGET)
     size = sum((TARGET / name).stat().st_size for name in ("model.safetensors", "tokenizer.json"))
     if size > LIMIT:
         sys.exit(f"the base is {size:,} bytes with its tokenizer, allowed: {LIMIT:,}")
     rows = read_jsonl(run / "metrics.jsonl")
-    scores = json.loads(scores_file.read_text())
+    runs = [json.loads(file.read_text()) for file in score_files]
+    scores = {key: value for one in runs for key, value in one.items() if key in ("parameters", "text", "blimp")}
+    scores["runs"] = [{key: one[key] for key in ("settings", "seconds", "versions")} for one in runs]
     manifest = json.loads((run / "shards" / "manifest.json").read_text())
     made = json.loads((run / "versions.json").read_text())
-    shutil.copy(scores_file, TARGET / "scores.json")
+    (TARGET / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     (TARGET / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (TARGET / "curve.svg").write_text(curve(rows))
     (TARGET / "README.md").write_text(card(rows, scores, manifest, made, recipe, size))
@@ -131,7 +134,8 @@ sentences of 6 words or more.
 
 ## What it scores
 
-`cairn eval` with the files of `text/valid` and BLiMP; all figures are in scores.json.
+`cairn eval` in float32, windows of 512 tokens with a stride of 256 for bits per byte; all figures and the commands are
+in scores.json.
 
 | held-out text | bits per byte | bytes |
 |---|---|---|
@@ -156,6 +160,6 @@ Its text is not to be trusted for facts.
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
     main(*(Path(argument) for argument in sys.argv[1:]))

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # Read by the OpenMP library when torch is imported. By default its threads spin while they wait for each other:
     # beside any other busy process, training on 2 cores then ran at a sixth of its speed (docs/log.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug = os.environ.get("CAIRN_DEBUG", "") not in ("", "0") or "--debug" in arguments[:1]
     try:
         app = _app(_verb_in(arguments))

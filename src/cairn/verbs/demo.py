@@ -42,7 +42,7 @@ _LOG_WIDTH = 130  # columns of the table in a file, where nobody asks how wide i
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
-    full: Annotated[bool, typer.Option("--full", help="1,000 test questions of each task instead of 250.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="1,000 test questions of each task instead of 200.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A minute's run that shows that everything works; its scores mean nothing.")
     ] = False,

@@ -60,7 +60,7 @@ class DemoConfig(StrictModel):
 
     train_questions: int = Field(default=2000, ge=1, le=10_000)
     train_sentences: int = Field(default=84, ge=3)
-    test_questions: int = Field(default=250, ge=1, le=1000)
+    test_questions: int = Field(default=200, ge=1, le=1000)
     shots: int = Field(default=4, ge=1)
     shown_traces: int = Field(default=400, ge=1)
     resamples: int = Field(default=10_000, ge=100)

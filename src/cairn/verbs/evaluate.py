@@ -27,7 +27,9 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model (embedded:base, folder, Hugging Face name) or stack folder.")],
+    model: Annotated[
+        str, typer.Argument(help="Model (embedded:base, folder, Hugging Face name) or stack folder.")
+    ] = "embedded:base",
     text: Annotated[list[Path] | None, typer.Option(help="Text file for bits per byte. May be repeated.")] = None,
     blimp: Annotated[Path | None, typer.Option(help="BLiMP as JSON lines: all 67 paradigms in one file.")] = None,
     task: Annotated[str, typer.Option(help="How --data is read: babi, or examples (a stack's own format).")] = "babi",
