@@ -96,7 +96,7 @@ def run_single(
     flops: FlopsCounter,
     *,
     adapter: str | None,
-    sampling: Sampling,
+    sampling: Sampling | Callable[[Question], Sampling],
     answer_of: Callable[[str], str] = prompts.parse_output,
     correct: Callable[[str, str], bool] = exact_match,
     progress: Progress | None = None,
@@ -109,7 +109,7 @@ def run_single(
         prompt_of: question -> prompt; use `prompts.render` with the template of the training.
         flops: counter for this base.
         adapter: name of the adapter; None is the base.
-        sampling: greedy for a comparison; the same for all systems but for max_new_tokens.
+        sampling: greedy for a comparison; the same for all systems but for max_new_tokens; may depend on the question.
         answer_of: output text -> answer (`chain_answer(names)` for a chain).
         correct: (answer, gold) -> right or wrong.
         progress: told (done, all) after each chunk.
@@ -119,7 +119,10 @@ def run_single(
     """
     outcomes = []
     for chunk in _chunks(questions):
-        requests = [GenerationRequest(prompt_of(question), adapter, sampling) for question in chunk]
+        requests = [
+            GenerationRequest(prompt_of(question), adapter, sampling(question) if callable(sampling) else sampling)
+            for question in chunk
+        ]
         for question, made in zip(chunk, engine.generate(requests), strict=True):
             answer = answer_of(made.text)
             outcomes.append(

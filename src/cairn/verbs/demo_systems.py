@@ -39,8 +39,7 @@ __all__ = ["SYSTEMS", "Answers", "answer_all", "open_systems"]
 
 SYSTEMS = ("base", "single_direct", "single_chain", "stack")
 _WAVE = 256
-_CHAIN_WORDS = 32  # tokens of a chain that are no sentences: the stages' names, link and answer
-_CHAIN_STEP = 64
+_CHAIN_EXTRA = 160  # tokens a chain may write beyond the length of its prompt; a right one needs at most 118
 
 
 @dataclass(frozen=True)
@@ -172,30 +171,24 @@ def _run_chain(
     flops: FlopsCounter,
     moved: Callable[[int, int], None],
 ) -> tuple[list[Outcome], int]:
-    """Lets the chain comparator write as much as any right chain can need, or as its context holds.
+    """Lets the chain comparator write as much as a right chain needs, or as its context holds.
 
-    A right chain quotes sentences of the story twice at most (what is kept about the question, and about the link), so
-    twice its prompt and some words is enough; a longer one goes in circles.
+    A chain quotes what is kept about the question and about the link: two parts of one story, rarely more than the
+    story together. So the length of its prompt and some words is enough; a longer one goes in circles.
 
     Returns:
         The outcomes in order, and for how many questions the context held less than that.
     """
     prompt_of, answer_of = _prompt_of(spec), chain_answer(spec.chain_stages)
     count, context = token_counter(engine), engine.capabilities.context_tokens
-    groups: dict[int, list[Question]] = {}
-    short = 0
+    room, short = {}, 0
     for question in questions:
         read = count(prompt_of(question))
-        wanted = -(-(2 * read + _CHAIN_WORDS) // _CHAIN_STEP) * _CHAIN_STEP  # few sizes: a list of requests for each
-        room = wanted if context is None else min(wanted, max(context - read, 1))
-        short += room < wanted
-        groups.setdefault(room, []).append(question)
-    found: dict[str, Outcome] = {}
-    for room, part in groups.items():
-        before = len(found)
-        outcomes = run_single(
-            engine, part, prompt_of, flops, adapter=system, sampling=Sampling(max_new_tokens=room),
-            answer_of=answer_of, progress=lambda done, _, before=before: moved(before + done, len(questions)),
-        )  # fmt: skip
-        found |= {outcome.id: outcome for outcome in outcomes}
-    return [found[question.id] for question in questions], short
+        wanted = read + _CHAIN_EXTRA
+        room[question.id] = wanted if context is None else min(wanted, max(context - read, 1))
+        short += room[question.id] < wanted
+    outcomes = run_single(
+        engine, questions, prompt_of, flops, adapter=system, answer_of=answer_of, progress=moved,
+        sampling=lambda question: Sampling(max_new_tokens=room[question.id]),
+    )  # fmt: skip
+    return outcomes, short
