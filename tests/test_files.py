@@ -66,8 +66,10 @@ def test_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    asked: list[Path] = []
+    monkeypatch.setattr(files, "_exchange", lambda one, other: bool(asked.append(other)))  # appends, returns False
     test_folder_is_replaced_whole(tmp_path)
+    assert asked, "the way without an exchange was not taken"
 
 
 def test_old_folder_returns_if_the_second_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
