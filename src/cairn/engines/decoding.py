@@ -2,7 +2,7 @@
 
     rows (prompts, left-padded) ── prefill ──> logits ── choose ──> token of each row
                                                  ^                      │ end mark, stop text, length: row is done
-                                                 └── one forward step <─┘ done rows leave the batch and the cache
+                                                 └── one forward step <─┘ done rows leave batch and cache
 
 transformers' `generate` spends milliseconds per call on options; tiny models answer in less. The tokens are the
 same (a test says so), and every row has its own sampling, so that a batch may mix any requests.
@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cairn.engines.base import Sampling
+from cairn.engines.cache import roomy_cache
 
 __all__ = ["Row", "choose", "decode_steps", "row_text", "settled_text"]
 
+_KEEP_SHARE = 0.8  # done rows leave once a fifth of the batch is done: leaving copies the cache of all others
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 
 Forward = Callable[..., Any]
@@ -123,7 +125,8 @@ def decode_steps(
     starts = torch.tensor([width - len(row.prompt) for row in rows], device=device)
     mask = (torch.arange(width, device=device)[None] >= starts[:, None]).long() if padded else None
     positions = (torch.arange(width, device=device)[None] - starts[:, None]).clamp(min=0)
-    cache = DynamicCache(config=config)
+    last = (getattr(config, "max_position_embeddings", None) or 1 << 30) - 1
+    cache = roomy_cache(config)
     running = list(rows)
     while True:
         logits = forward(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
@@ -132,8 +135,8 @@ def decode_steps(
         alive = [place for place, row in enumerate(running) if not row.finish]
         if not alive:
             return
-        positions = positions[:, -1:] + 1
-        if len(alive) < len(running):
+        positions = (positions[:, -1:] + 1).clamp(max=last)  # only a row that is done can come this far
+        if len(alive) <= _KEEP_SHARE * len(running):
             running = [running[place] for place in alive]
             index = torch.tensor(alive, device=device)
             cache.batch_select_indices(index)
@@ -145,15 +148,17 @@ def decode_steps(
 
 
 def _write(rows: Sequence[Row], logits: Tensor, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
-    """Adds one token to each row; logits [rows, vocab]."""
+    """Adds one token to each row that is still running; logits [rows, vocab]."""
     for row, scores in zip(rows, logits, strict=True):
-        if row.choices is not None:
+        if row.choices is not None and not row.finish:
             written = len(row.new)
             allowed = {choice[written] for choice in row.choices if choice[:written] == row.new}
             index = torch.tensor(sorted(allowed), device=scores.device)
             scores.copy_(torch.full_like(scores, float("-inf")).index_copy_(0, index, scores[index]))
     best = logits.argmax(-1).tolist()
     for row, scores, likeliest in zip(rows, logits, best, strict=True):
+        if row.finish:
+            continue
         sampled = row.sampling.temperature > 0
         row.new.append(choose(scores.cpu(), row.sampling, row.generator) if sampled else likeliest)
         if row.new[-1] in ends:

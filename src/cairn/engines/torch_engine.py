@@ -30,6 +30,7 @@ from cairn.engines.base import Capabilities, Generation, GenerationRequest, Scor
 from cairn.engines.decoding import Row, decode_steps, settled_text
 from cairn.errors import EngineError, InputError, did_you_mean
 from cairn.identity import base_identity, check_adapter, model_identity
+from cairn.models.accounting import kv_bytes_per_token
 from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.prompts import completion_text
 
@@ -38,6 +39,8 @@ __all__ = ["TorchEngine", "Usage"]
 _MERGE_BASE_BYTES = 200e6
 _MERGE_ALL_BYTES = 1e9
 _LOGIT_ELEMENTS = 1 << 26  # of one scoring batch: 256 MiB in float32
+_CACHE_BYTES = {"cpu": 256 << 20}  # of one batch that is being written; elsewhere:
+_CACHE_BYTES_GPU = 4 << 30
 
 
 @dataclass
@@ -60,7 +63,8 @@ class TorchEngine:
         tokenizer: for a model object.
         device: "auto", "cpu", "cuda", "mps" (see `bases.pick_device`).
         dtype: "auto", "float32", "bfloat16", "float16" (see `bases.pick_dtype`).
-        batch_tokens: prompt and output tokens in one batch; default 4,096 on the CPU and 65,536 elsewhere.
+        batch_tokens: padded tokens read in one forward pass; default 8,192 on the CPU and 65,536 elsewhere. A batch
+            that is being written also keeps its keys and values under 256 MiB on the CPU and 4 GiB elsewhere.
         merge: True keeps one copy of the base per adapter with the adapter merged into it, in float32 and then
             rounded to `dtype`: no extra work per token. False runs the adapter beside the base. "auto" merges
             when the base is under 200 MB and all copies together are under 1 GB.
@@ -97,7 +101,9 @@ class TorchEngine:
             identity = base_identity(base) if adapters else {}
         self.config = self.model.config
         self.device = self.model.device
-        self.batch_tokens = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
+        self.batch_tokens = batch_tokens or (8192 if self.device.type == "cpu" else 65536)
+        room = _CACHE_BYTES.get(self.device.type, _CACHE_BYTES_GPU)
+        self._cache_tokens = max(1, room // kv_bytes_per_token(self.config, self.model.dtype.itemsize))
         self.usage = Usage()
         self._lock = threading.RLock()
         self._merged: dict[str, PreTrainedModel] = {}
@@ -160,8 +166,9 @@ class TorchEngine:
         """
         rows = [self._row(request) for request in requests]
         results: list[Generation | None] = [None] * len(rows)
-        sizes = [len(row.prompt) + row.sampling.max_new_tokens for row in rows]
-        for adapter, batch in self._batches([request.adapter for request in requests], sizes):
+        read = [len(row.prompt) for row in rows]
+        kept = [len(row.prompt) + row.sampling.max_new_tokens for row in rows]
+        for adapter, batch in self._batches([request.adapter for request in requests], read, kept):
             started = time.perf_counter()
             for _ in self._steps(adapter, [rows[place] for place in batch]):
                 pass
@@ -243,8 +250,8 @@ class TorchEngine:
     def _score(self, adapters: Sequence[str | None], sequences: list[list[int]], scored: list[int]) -> list[Score]:
         """Scores the last `scored` tokens of each sequence."""
         results: list[Score | None] = [None] * len(sequences)
-        width_cap = max(1, _LOGIT_ELEMENTS // self.config.vocab_size)
-        for adapter, batch in self._batches(adapters, [len(ids) - 1 for ids in sequences], width_cap):
+        limit = max(1, _LOGIT_ELEMENTS // self.config.vocab_size)
+        for adapter, batch in self._batches(adapters, [len(ids) - 1 for ids in sequences], limit=limit):
             started = time.perf_counter()
             width = max(len(sequences[place]) for place in batch) - 1
             # Padding on the right needs no mask: no real token looks ahead.
@@ -304,19 +311,36 @@ class TorchEngine:
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def _batches(
-        self, adapters: Sequence[str | None], sizes: Sequence[int], cap: int | None = None
+        self,
+        adapters: Sequence[str | None],
+        read: Sequence[int],
+        kept: Sequence[int] | None = None,
+        *,
+        limit: int | None = None,
     ) -> Iterator[tuple[str | None, list[int]]]:
-        """Yields (adapter, places): places of one adapter, of like size, padded to at most the token budget."""
-        budget = min(self.batch_tokens, cap or self.batch_tokens)
+        """Yields (adapter, places): places of one adapter, of like size, within the engine's budgets.
+
+        Args:
+            adapters: of each place.
+            read: tokens that each place reads in one forward pass.
+            kept: tokens of each place in the cache in the end; None keeps none.
+            limit: padded tokens in one forward pass, if that is less than the engine's own.
+        """
+        kept = kept or [0] * len(read)
+        budget = min(self.batch_tokens, limit or self.batch_tokens)
         groups: dict[str | None, list[int]] = {}
         for place, adapter in enumerate(adapters):
             groups.setdefault(adapter, []).append(place)
         for adapter, places in groups.items():
             batch: list[int] = []
-            for place in sorted(places, key=lambda place: sizes[place]):
-                if batch and sizes[place] * (len(batch) + 1) > budget:
+            widest = longest = 0
+            for place in sorted(places, key=lambda place: (read[place], kept[place])):
+                widest, longest = max(widest, read[place]), max(longest, kept[place])
+                if batch and (
+                    widest * (len(batch) + 1) > budget or longest * (len(batch) + 1) > self._cache_tokens
+                ):
                     yield adapter, batch
-                    batch = []
+                    batch, widest, longest = [], read[place], kept[place]
                 batch.append(place)
             yield adapter, batch
 
