@@ -60,7 +60,8 @@ def test_version(cairn: Callable) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["rnu"], "no such verb (did you mean run?): 'rnu'. Allowed: demo, run, finetune, eval, pretrain, info. "
+        (["rnu"], "no such verb (did you mean run?): 'rnu'. Allowed: demo, run, init, distill, "
+                      "finetune, compare, ablate, blame, report, eval, pretrain, info. "
                   "Next: cairn --help"),
         (["--fast"], "No such option: --fast. Next: cairn --help"),
         (["info", "--contxt", "3"], "No such option: --contxt (Possible options: --context). Next: cairn info --help"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PROMISED = {"scripted_stack.py": "answer: Petra"}
+PROMISED = {"command_to_json.py": "A user's command becomes a checked JSON call", "scripted_stack.py": "answer: Petra"}
+ARGUMENTS = {"command_to_json.py": ["--help"]}  # it needs a trained stack; tests/test_command_to_json.py has one
 
 
 def test_no_example_is_left_out():
@@ -16,6 +17,7 @@ def test_no_example_is_left_out():
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_example_runs(name, tmp_path):
-    done = subprocess.run([sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, str(EXAMPLES / name), *ARGUMENTS.get(name, [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert PROMISED[name] in done.stdout

@@ -25,6 +25,7 @@ MODULES = [path for path in FILES if len(ast.parse(path.read_text(encoding="utf-
 RECIPES = {
     "pretrain": "cairn.training.pretrain:PretrainRecipe",
     "stack": "cairn.stacks.spec:load_stack",
+    "experiment": "cairn.verbs.recipe:load_recipe",
 }
 
 # Modules that the command line may import before it knows what to do: none of them may import torch.

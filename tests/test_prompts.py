@@ -88,11 +88,6 @@ def test_split_and_join() -> None:
     assert prompts.split_items("  ", "sentences") == []
 
 
-def test_expand_gives_one_prompt_per_item() -> None:
-    assert prompts.expand("{q} {item} :", {"q": "Q"}, ["a", "b"]) == ["Q a :", "Q b :"]
-    assert prompts.expand("{q} ", {"q": "Q"}) == ["Q"]
-
-
 def test_combine_keeps_items_in_order_or_joins_values() -> None:
     items, values = ["a", "b", "c"], ["yes", "no", "yes"]
     assert prompts.combine_outputs(items, values, keep="yes", join=" ") == "a c"

@@ -28,7 +28,13 @@ __all__ = ["VERBS", "main", "verb_function"]
 VERBS: dict[str, tuple[str, str, str]] = {
     "demo": ("cairn.verbs.demo", "demo", "See it all: fine-tune a stack, watch it answer, compare it."),
     "run": ("cairn.verbs.run", "run", "Ask a stack, and see each hand-off between its stages."),
+    "init": ("cairn.verbs.init", "init", "Start a stack of your own, from samples or your data."),
+    "distill": ("cairn.verbs.distill", "distill", "Make stage examples: a teacher writes the hand-offs."),
     "finetune": ("cairn.verbs.finetune", "finetune", "Train a stack's adapters, and those it is compared to."),
+    "compare": ("cairn.verbs.compare", "compare", "Is the stack worth it? Against fair comparators."),
+    "ablate": ("cairn.verbs.ablate", "ablate", "Change one thing at a time: what was it worth?"),
+    "blame": ("cairn.verbs.blame", "blame", "Name the stage of a stack that loses the points."),
+    "report": ("cairn.verbs.report", "report", "Write the page of a comparison again, and print its tables."),
     "eval": ("cairn.verbs.evaluate", "evaluate", "Score a stack or a model: tasks, or bits per byte."),
     "pretrain": ("cairn.verbs.pretrain", "pretrain", "Train a tiny base model from raw text."),
     "info": ("cairn.verbs.info", "info", "Show what a preset, model, stack or data folder holds."),

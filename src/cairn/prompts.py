@@ -22,7 +22,6 @@ __all__ = [
     "chain_text",
     "combine_outputs",
     "completion_text",
-    "expand",
     "few_shot",
     "field_text",
     "join_items",
@@ -220,17 +219,6 @@ def split_items(text: str, how: Split) -> list[str]:
 def join_items(items: Iterable[str], separator: str = "\n") -> str:
     """Returns items as one field, one a line: `split_items(..., "lines")` gives them back."""
     return separator.join(items)
-
-
-def expand(template: str, fields: Mapping[str, str], items: Sequence[str] | None = None) -> list[str]:
-    """Returns the prompts of one stage: one, or one per item with `{item}` filled in.
-
-    Raises:
-        ConfigError, InputError: as `render`.
-    """
-    if items is None:
-        return [render(template, fields)]
-    return [render(template, {**fields, "item": item}) for item in items]
 
 
 def combine_outputs(

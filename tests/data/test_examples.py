@@ -5,11 +5,13 @@ import json
 import pytest
 
 from cairn.data.examples import (
+    StackExample,
     TextPair,
     adapter_pairs,
     ambiguous_prompts,
     chain_pairs,
     direct_pairs,
+    gold_calls,
     gold_fields,
     hold_out,
     read_examples,
@@ -165,6 +167,8 @@ def test_an_item_list_that_its_maker_left_empty_makes_no_pair(tmp_path):
         (changed(id="2", stages__mention=["yes", "no", "maybe"]), "line 2: stages.mention[2]: promised one of yes, no"),
         (changed(id="2", answer="garden"), "line 2: answer 'garden' is not the value of the last stage answer: 'home'"),
         (changed(id="2", extra=1), "line 2: unknown key 'extra', allowed: id, inputs, stages, answer"),
+        (changed(id="2", task=1), "line 2: task is a int, allowed: a text"),
+        (changed(id="2", references="home"), "line 2: references, allowed: a list of other right answers"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, fault):
@@ -172,6 +176,122 @@ def test_a_bad_line_is_named(tmp_path, row, fault):
         read_examples(write(tmp_path / "e.jsonl", ROW, row), SPEC)
     assert fault in str(error.value)
     assert "e.jsonl: 1 fault" in str(error.value)
+
+
+LOOPS = StackSpec.model_validate(
+    {
+        "name": "loops",
+        "inputs": ["moves", "limit"],
+        "stages": [
+            {"name": "place", "kind": "repeat", "over": "moves", "start": "home", "at_most": 4,
+             "prompt": "{state}, {item}:"},
+            {"name": "down", "kind": "repeat", "reads": ["place"], "start": "{limit}", "until": "done", "at_most": 3,
+             "prompt": "{place} {state}:", "contract": {"kind": "regex", "pattern": "[0-9]+"}},
+            {"name": "total", "rule": "calculate", "reads": ["down"], "arguments": {"expression": "{down} + {limit}"}},
+            {"name": "say", "reads": ["place", "total"], "prompt": "{place} {total}."},
+        ],
+    }
+)  # fmt: skip
+LOOP_ROW = {
+    "id": "1",
+    "inputs": {"moves": "a\nb", "limit": "2"},
+    "stages": {"place": ["hall", "yard"], "down": ["1", "0", "done"], "say": "well"},
+    "answer": "well",
+}
+
+
+def looped(**stages):
+    """A copy of LOOP_ROW with other gold values."""
+    return {**LOOP_ROW, "stages": {**LOOP_ROW["stages"], **stages}}
+
+
+def test_the_gold_calls_of_a_loop_have_gold_states(tmp_path):
+    [example] = read_examples(write(tmp_path / "e.jsonl", LOOP_ROW), LOOPS)
+    place, down = (gold_calls(LOOPS, LOOPS.stage(name), example) for name in ("place", "down"))
+    assert [tuple(call) for call in place] == [("home, a:", "hall", "a", "home"), ("hall, b:", "yard", "b", "hall")]
+    assert [(call.prompt, call.output) for call in down] == [("yard 2:", "1"), ("yard 1:", "0"), ("yard 0:", "done")]
+    pairs = adapter_pairs(LOOPS, "down", [example])
+    assert pairs == [TextPair(call.prompt, completion_text(call.output)) for call in down]
+    dropped = gold_calls(LOOPS, LOOPS.stage("down"), example, {**gold_fields(LOOPS, example), "place": "none"})
+    assert [call.prompt for call in dropped] == ["none 2:", "none 1:", "none 0:"]
+
+
+def test_the_gold_of_a_rule_is_computed_or_given(tmp_path):
+    rows = [LOOP_ROW, {**looped(total="7"), "id": "2"}]
+    computed, given = read_examples(write(tmp_path / "e.jsonl", *rows), LOOPS)
+    assert (computed.stages["total"], given.stages["total"]) == ("2", "7")
+    assert [gold_fields(LOOPS, one)["total"] for one in (computed, given)] == ["2", "7"]
+    assert [pair.prompt for pair in adapter_pairs(LOOPS, "say", [computed, given])] == ["yard 2.", "yard 7."]
+    assert LOOPS.adapter_names() == ["place", "down", "say"]
+    with pytest.raises(DataError, match="no stage has this adapter: 'total'. Allowed: place, down, say"):
+        adapter_pairs(LOOPS, "total", [computed])
+
+
+def test_the_chain_writes_a_loop_step_by_step(tmp_path):
+    examples = read_examples(write(tmp_path / "e.jsonl", LOOP_ROW), LOOPS)
+    [chain] = chain_pairs(LOOPS, examples)
+    assert chain.completion == " place: hall\nplace: yard\ndown: 1\ndown: 0\ntotal: 2\nsay: well"
+    assert parse_chain(chain.completion) == {"place": "yard", "down": "0", "total": "2", "say": "well"}
+    collected = LOOPS.model_copy(update={"stages": [LOOPS.stages[0].model_copy(update={"collect": "all"})]})
+    one = {"id": "1", "inputs": LOOP_ROW["inputs"], "stages": {"place": ["hall", "yard"]}, "answer": "hall\nyard"}
+    examples = read_examples(write(tmp_path / "all.jsonl", one), collected)
+    assert chain_pairs(collected, examples)[0].completion == " place: hall\nyard"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (looped(place="hall"), "stages.place is a str, allowed: a list with one text per call, the stop"),
+        (looped(place=["hall"]), "stages.place has 1 values, but 'moves' is cut into 2 items"),
+        (looped(place=["hall"] * 3), "stages.place has 3 values, but the loop ends after 2: 'moves' is cut into 2"),
+        (looped(down=["1", "0"]), "stages.down has 2 values, but the last is not 'done'"),
+        (looped(down=[]), "stages.down has 0 values, but the last is not 'done'"),
+        (looped(down=["done", "1"]), "stages.down has 2 values, but the loop ends after 1: with 'done'"),
+        (looped(down=["3", "2", "1"]), "stages.down: promised to end with 'done', but was ended by at_most 3; raise"),
+        (looped(down=["3", "2", "1", "done"]), "stages.down has 4 values, but the loop ends after 3: by at_most 3"),
+        (looped(down=["one", "done"]), "stages.down[0]: promised a text that matches [0-9]+, but got 'one'"),
+        ({**LOOP_ROW, "inputs": {"moves": "a\nb", "limit": "two"}},
+         "stages.total is not given: rule calculate failed: not an expression: '0 + two'"),
+        (looped(total=3), "stages.total is a int, allowed: a text"),
+        ({**LOOP_ROW, "inputs": {"moves": "a\nb\nc\nd\ne", "limit": "2"}, "stages": {**LOOP_ROW["stages"],
+          "place": ["x"] * 4}}, "stages.place: promised to go over 5 items, but was ended by at_most 4; raise at_most"),
+    ],
+)  # fmt: skip
+def test_a_loop_that_does_not_fit_its_stage_is_named(tmp_path, row, fault):
+    with pytest.raises(DataError) as error:
+        read_examples(write(tmp_path / "e.jsonl", row), LOOPS)
+    assert f"line 1: {fault}" in str(error.value)
+
+
+def test_keys_for_evaluation_may_be_there(tmp_path):
+    row = {**ROW, "task": "3", "group": "story 1", "references": ["house"]}
+    [plain], [kept] = (read_examples(write(tmp_path / "e.jsonl", one), SPEC) for one in (ROW, row))
+    assert (plain.task, kept.task) == ("", "3")
+    assert (kept.inputs, kept.stages, kept.answer) == (plain.inputs, plain.stages, plain.answer)
+
+
+def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
+    counts = {"a": 3, "b": 40, "c": 60}
+    row = {**ROW["stages"], "mention": ("yes", "no", "no"), "again": ("yes", "no", "yes")}
+    examples = [
+        StackExample(f"{task}{number}", {"story": f"Ann is {task}. Bob. {number}.", "question": "?"}, row, "home", task)
+        for task, count in counts.items() for number in range(count)
+    ]  # fmt: skip
+
+    def by_task(pairs):
+        return {task: sum(f"Ann is {task}." in pair.prompt for pair in pairs) for task in counts}
+
+    assert by_task(adapter_pairs(SPEC, "holder", examples)) == counts
+    assert by_task(adapter_pairs(SPEC, "holder", examples, limit=43, even=True)) == {"a": 3, "b": 20, "c": 20}
+    assert by_task(adapter_pairs(SPEC, "holder", examples, limit=100, even=True)) == {"a": 3, "b": 40, "c": 57}
+    assert adapter_pairs(SPEC, "holder", examples, limit=500, even=True) == adapter_pairs(SPEC, "holder", examples)
+    distinct = adapter_pairs(SPEC, "holder", examples, distinct=True)
+    assert by_task(distinct) == {"a": 1, "b": 1, "c": 1} and len(set(distinct)) == len(distinct) == 3
+    drawn = adapter_pairs(SPEC, "holder", examples, limit=43, even=True, seed=1)
+    assert drawn == adapter_pairs(SPEC, "holder", examples, limit=43, even=True, seed=1)
+    assert adapter_pairs(SPEC, "mention", examples, limit=20) == adapter_pairs(SPEC, "mention", examples, limit=20)
+    with pytest.raises(DataError, match="even says how a limit is drawn, but there is none: 'holder'"):
+        adapter_pairs(SPEC, "holder", examples, even=True)
 
 
 def test_all_faults_are_counted_and_only_some_are_listed(tmp_path):

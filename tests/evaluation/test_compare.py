@@ -7,8 +7,14 @@ import json
 import pytest
 
 from cairn.errors import InputError
-from cairn.evaluation.compare import compare
-from cairn.evaluation.statistics import accuracy_interval, bootstrap_paired_difference
+from cairn.evaluation.compare import best_of, compare, compare_seeds
+from cairn.evaluation.statistics import (
+    accuracy_interval,
+    bootstrap_paired_difference,
+    cohens_h,
+    mcnemar,
+    sign_flip_test,
+)
 from cairn.evaluation.systems import Outcome
 
 PATTERNS = {"base": "0001", "single_direct": "0011", "single_chain": "0110", "stack": "1110"}
@@ -95,3 +101,78 @@ def test_what_cannot_be_compared_is_refused(systems: dict[str, list[Outcome]], m
 def test_extra_may_not_overwrite() -> None:
     with pytest.raises(InputError, match="would overwrite a key of the result: 'accuracy'"):
         compare(SYSTEMS, base_params=1, trained_params=TRAINED, extra={"accuracy": 1})
+
+
+def graded(scores: list[float], n: int = 40) -> list[Outcome]:
+    made = []
+    for number in range(n):
+        score = scores[number % len(scores)]
+        task, right = f"qa{1 + number % 2}", score >= 1
+        made.append(Outcome(f"q{number}", f"s{number // 4}", task, "a", "b", right, "b", 1, 30, 2, 100, 0.5, score))
+    return made
+
+
+def test_several_seeds_are_paired_over_seeds_and_stories() -> None:
+    systems = {
+        "single_direct": [outcomes("0011"), outcomes("0110")],
+        "vote": [outcomes("0111", flops=300), outcomes("0111", flops=500)],
+        "stack": [outcomes("1110", flops=400), outcomes("1111", flops=400)],
+    }
+    result = compare_seeds(
+        systems, base_params=7, trained_params={"stack": 5, "vote": 5}, training_tokens={"stack": 90, "vote": 91},
+        seeds=[3, 8], best="vote", seed=1, resamples=2000,
+    )  # fmt: skip
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["seeds"] == [3, 8] and result["measure"] == "accuracy"
+    assert result["accuracy"] == {"single_direct": 0.5, "vote": 0.75, "stack": 0.875}
+    assert result["accuracy_by_seed"]["stack"] == [0.75, 1.0]
+    paired = result["paired"]
+    scores = {name: [[o.score for o in run] for run in runs] for name, runs in systems.items()}
+    groups = [o.group for o in systems["stack"][0]]
+    wanted = bootstrap_paired_difference(scores["stack"], scores["vote"], 1, 2000, groups)
+    assert paired["against"] == result["best_single"] == "vote" and result["best_chosen_on"] == "validation"
+    assert (paired["difference"], paired["n"], paired["groups"], paired["seeds"]) == (0.125, 80, 20, [3, 8])
+    assert paired["ci95"] == pytest.approx(wanted.ci95) and paired["p_value"] == pytest.approx(wanted.p_value)
+    assert paired["mcnemar_p"] == mcnemar(scores["stack"], scores["vote"])
+    assert paired["cohens_h"] == pytest.approx(cohens_h(0.875, 0.75))
+    assert [row["seed"] for row in paired["by_seed"]] == [3, 8]
+    assert [row["difference"] for row in paired["by_seed"]] == [0.0, 0.25]
+    assert paired["by_seed"][1]["mcnemar_p"] == mcnemar(scores["stack"][1], scores["vote"][1])
+    assert paired["trained_parameters"] == {"stack": 5, "vote": 5}
+    assert paired["training_tokens"] == {"stack": 90, "vote": 91}
+    assert paired["flops_per_item"] == {"stack": 400, "vote": 400}
+    assert result["closest"] == "vote" and set(result["paired_all"]) == {"single_direct", "vote"}
+
+
+def test_scores_between_0_and_1_have_a_permutation_test_in_the_place_of_mcnemars() -> None:
+    systems = {"single_direct": [graded([0.2, 0.5]), graded([0.3, 0.4])], "stack": [graded([0.9, 0.4])] * 2}
+    result = compare_seeds(systems, base_params=1, trained_params={}, seeds=[0, 1], resamples=400)
+    paired = result["paired"]
+    assert result["measure"] == "mean score" and "mcnemar_p" not in paired and "cohens_h" not in paired
+    groups = [o.group for o in systems["stack"][0]]
+    rows = [[[o.score for o in run] for run in systems[name]] for name in ("stack", "single_direct")]
+    assert paired["permutation_p"] == sign_flip_test(*rows, groups, 0, 400)
+    # differences of the means of the seeds: 0.65 and -0.05 in turn
+    assert paired["cohens_d"] == pytest.approx(0.3 / (0.35 * (40 / 39) ** 0.5))
+
+
+def test_the_row_of_the_table_may_be_another_than_the_task() -> None:
+    rows = {f"q{n}": "10 hops" if n < 50 else "2 hops" for n in range(80)}
+    result = compare_seeds(
+        {name: [made] for name, made in SYSTEMS.items()}, base_params=1, trained_params={}, rows=rows, resamples=200
+    )
+    assert [(row, part["n"]) for row, part in result["tasks"].items()] == [("2 hops", 30), ("10 hops", 50)]
+    part = result["tasks"]["2 hops"]
+    assert set(part["ci95"]) == set(PATTERNS) and set(part["paired_all"]) == {"base", "single_direct", "single_chain"}
+
+
+def test_of_equal_comparators_the_first_named_is_best() -> None:
+    assert best_of({"a": 0.5, "b": 0.7, "c": 0.7}, ["a", "c", "b"]) == "c"
+
+
+def test_a_system_without_a_run_for_every_seed_is_refused() -> None:
+    systems = {"single_direct": [SYSTEMS["base"]], "stack": [SYSTEMS["stack"]] * 2}
+    with pytest.raises(InputError, match="single_direct has not one run per seed: 1"):
+        compare_seeds(systems, base_params=1, trained_params={}, seeds=[0, 1])
+    with pytest.raises(InputError, match="no such system.*did you mean single_direct"):
+        compare_seeds({k: [v] for k, v in SYSTEMS.items()}, base_params=1, trained_params={}, best="single_dire")

@@ -1,15 +1,25 @@
-"""Costs: FLOPs follow the accounting, energy is measured or says that it is not."""
+"""Costs: FLOPs follow the accounting; reading, writing and waiting are told apart; every system is timed alike."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from cairn.errors import InputError
-from cairn.evaluation.cost import EnergyMeter, FlopsCounter, latency_ms, peak_memory_mib
+from cairn.engines.base import Generation, GenerationRequest, Sampling
+from cairn.engines.fake_engine import FakeEngine
+from cairn.errors import ConfigError, InputError
+from cairn.evaluation.cost import (
+    CostSettings,
+    FlopsCounter,
+    TimedEngine,
+    cost_figures,
+    latency_ms,
+    measured_cost,
+    peak_memory_mib,
+)
 from cairn.models.accounting import forward_flops
 
 CONFIG = SimpleNamespace(
@@ -29,35 +39,6 @@ def test_an_adapter_of_unknown_size_is_not_counted_as_free() -> None:
         FlopsCounter(CONFIG, {"answer": 1000}).call("holder", 50, 4)
 
 
-def _zone(root: Path, name: str, value: int, span: int = 10**12) -> Path:
-    zone = root / name
-    zone.mkdir(exist_ok=True)
-    (zone / "energy_uj").write_text(f"{value}\n")
-    (zone / "max_energy_range_uj").write_text(f"{span}\n")
-    return zone
-
-
-def test_energy_sums_packages_and_follows_one_wrap(tmp_path: Path) -> None:
-    first = _zone(tmp_path, "intel-rapl:0", 1_000_000)
-    second = _zone(tmp_path, "intel-rapl:1", 999_999_000_000)
-    core = _zone(tmp_path, "intel-rapl:0:0", 0)
-    with EnergyMeter(tmp_path) as meter:
-        (first / "energy_uj").write_text("3000000")
-        (second / "energy_uj").write_text("500000")
-        (core / "energy_uj").write_text("77000000")
-    assert meter.as_json() == {"energy_j": pytest.approx(2.0 + 1.5), "energy": "measured"}
-
-
-def test_energy_is_not_measured_rather_than_guessed(tmp_path: Path) -> None:
-    with EnergyMeter(tmp_path / "none") as meter:
-        pass
-    assert meter.as_json() == {"energy_j": None, "energy": "not measured"}
-    _zone(tmp_path, "intel-rapl:0", 5, span=1000)  # so small that it may have wrapped more than once
-    with EnergyMeter(tmp_path) as meter:
-        time.sleep(0.01)
-    assert meter.as_json()["energy"] == "not measured"
-
-
 def test_latency_times_every_input_after_the_warm_up() -> None:
     seen: list[int] = []
     found = latency_ms(lambda item: (seen.append(item), time.sleep(0.01)), [1, 2, 3], warmup=1)
@@ -69,3 +50,98 @@ def test_latency_times_every_input_after_the_warm_up() -> None:
 
 def test_peak_memory_is_that_of_a_python_process() -> None:
     assert 5 < peak_memory_mib() < 1_000_000
+
+
+class Slow(FakeEngine):
+    """Takes 10 ms for every token it reads and 100 ms for every one it writes after the first, by its own clock."""
+
+    now = 0.0
+
+    def generate(self, requests):
+        found = []
+        for request in requests:
+            self.requests.append(request)
+            read, written = len(request.prompt.split()), min(5, request.sampling.max_new_tokens)
+            Slow.now += 0.01 * read + 0.1 * (written - 1)
+            found.append(Generation(" x", read, written, "stop", 0.0))
+        return found
+
+
+def clock() -> float:
+    return Slow.now
+
+
+def measure(answer, engine, asked, **changes):
+    timed = TimedEngine(engine, clock)
+    settings = CostSettings(**{"warmup": 1, "watts_per_core": None, **changes})
+    return measured_cost(partial(answer, timed), timed, asked, settings, clock=clock)
+
+
+def two_calls(engine, questions):
+    """A stack of two stages: 20 tokens read, then 10; five written each time."""
+    for _ in questions:
+        engine.generate([GenerationRequest("word " * 20)])
+        engine.generate([GenerationRequest("word " * 10)])
+        Slow.now += 0.5  # what is no call: rules, parsing
+
+
+def test_latency_first_token_reading_and_writing_are_told_apart() -> None:
+    figures = measure(two_calls, Slow(), list(range(25)))
+    whole = 1000 * (0.2 + 0.4 + 0.1 + 0.4 + 0.5)
+    assert figures["latency_ms"] == {"p50": pytest.approx(whole), "p95": pytest.approx(whole), "n": 25}
+    assert figures["first_token_ms"]["p50"] == pytest.approx(whole - 400)  # all but the last call's writing
+    assert figures["read_tokens_per_second"] == pytest.approx(30 / 0.3)
+    assert figures["written_tokens_per_second"] == pytest.approx(8 / 0.8)
+    assert figures["energy"] == "not measured" and figures["energy_j_per_answer"] is None
+
+
+def test_what_shows_nothing_before_the_end_has_its_first_token_there() -> None:
+    timed = TimedEngine(Slow(), clock)
+    settings = CostSettings(warmup=0, watts_per_core=None)
+    figures = measured_cost(partial(two_calls, timed), timed, [1] * 20, settings, streams=False, clock=clock)
+    assert figures["first_token_ms"] == figures["latency_ms"]
+
+
+def test_twenty_are_timed_in_any_case_and_more_only_while_there_is_time() -> None:
+    asked: list[int] = []
+
+    def answer(engine, questions):
+        asked.extend(questions)
+        engine.generate([GenerationRequest("word")])
+        Slow.now += 10
+
+    figures = measure(answer, Slow(), list(range(40)), seconds=1.0)
+    assert figures["questions_timed"] == 20 and asked == [0, *range(20)]  # one beforehand, untimed
+    assert measure(answer, Slow(), list(range(40)), seconds=1e6)["questions_timed"] == 40
+    assert measure(answer, Slow(), list(range(40)), questions=30, seconds=1e6)["questions_timed"] == 30
+    with pytest.raises(InputError, match="nothing to time"):
+        measure(answer, Slow(), [])
+
+
+def test_a_system_that_writes_one_token_has_no_writing_speed_and_constraints_do_not_hinder() -> None:
+    from cairn.engines.base import Constraint
+
+    engine = Slow()
+
+    def answer(timed, questions):
+        timed.generate([GenerationRequest("a b", None, Sampling(max_new_tokens=1), Constraint(("yes", "no")))])
+
+    assert measure(answer, engine, [1, 2, 3])["written_tokens_per_second"] is None
+    assert engine.requests[-1].constraint is None and engine.requests[-1].sampling.max_new_tokens == 1
+
+
+def test_cost_of_a_right_answer_follows_from_how_many_are_right() -> None:
+    row = {"energy_j_per_answer": 3.0}
+    found = cost_figures({"a": row, "b": row, "c": {"energy_j_per_answer": None}}, {"a": 0.5, "b": 0.0, "c": 1.0},
+                         {"a": 10.0, "b": 4.0, "c": 2.0})  # fmt: skip
+    assert (found["a"]["energy_j_per_correct"], found["a"]["flops_per_correct"]) == (6.0, 20.0)
+    assert (found["b"]["energy_j_per_correct"], found["b"]["flops_per_correct"]) == (None, None)
+    assert found["c"]["energy_j_per_correct"] is None and found["c"]["flops_per_question"] == 2.0
+
+
+def test_settings_are_checked() -> None:
+    from cairn.config import load_config
+
+    with pytest.raises(ConfigError, match="watts_per_core"):
+        load_config(CostSettings, None, ["watts_per_core=0"])
+    assert load_config(CostSettings, None, ["watts_per_core=null"]).watts_per_core is None

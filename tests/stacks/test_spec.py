@@ -123,6 +123,32 @@ def test_no_stack_there(tmp_path: Path) -> None:
         load_stack(tmp_path / "nothing")
 
 
+EXPERIMENT = "recipe: experiment\nname: trial\ncompare: {seeds: [0, 1]}\nstack:\n"
+
+
+def test_a_stack_can_be_a_section_of_an_experiment(tmp_path: Path, spec: StackSpec) -> None:
+    indented = "".join(f"  {line}\n" for line in STACK.splitlines())
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "trial.yaml"
+    recipe.write_text(EXPERIMENT + indented)
+    loaded = load_stack(recipe)
+    assert loaded.model_dump() == spec.model_dump()
+    assert loaded.folder == (tmp_path / "recipes").resolve()
+    assert load_stack(recipe, ["base=org/model", "stages.0.retries=3"]).stages[0].retries == 3
+    wrong = indented.replace("reads: [mention]", "reads: [mentoin]").replace('keep: "yes"', "keep: maybe")
+    recipe.write_text(EXPERIMENT + wrong)
+    with pytest.raises(ConfigError) as caught:
+        load_stack(recipe)
+    assert all(fault.startswith("stack: stage ") for fault in caught.value.faults)
+    assert {fault.split(":")[1] for fault in caught.value.faults} == {" stage mention", " stage link", " stage follow"}
+    recipe.write_text("recipe: experiment\nname: trial\n")
+    with pytest.raises(ConfigError, match="stack: required, but missing"):
+        load_stack(recipe)
+    recipe.write_text(EXPERIMENT + "  nmae: x\n")
+    with pytest.raises(ConfigError, match=r"stack.nmae: unknown key \(did you mean name\?\)"):
+        load_stack(recipe)
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = write_stack(tmp_path)
     assert load_stack(path, ["base=org/model"]).base == "org/model"

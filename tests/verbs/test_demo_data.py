@@ -15,7 +15,8 @@ from cairn.evaluation.tasks.babi import read_babi
 from cairn.evaluation.tasks.babi_stages import STAGE_TASKS, stage_example
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import load_stack
-from cairn.verbs.demo_data import SpentSeconds, demo_folder, demo_questions, resolve_demo, write_inputs
+from cairn.verbs.demo_data import demo_folder, demo_questions, resolve_demo, write_inputs
+from cairn.verbs.spent_seconds import SpentSeconds
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,22 @@ def test_stack_folder(stack: Path, say: Callable) -> None:
     assert "not trained" in out and "256" in out
 
 
+def test_rules_and_loops_are_marked(tmp_path: Path, say: Callable) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: tiny\ninputs: [text]\nstages:\n"
+        '- {name: fold, kind: repeat, over: text, at_most: 7, prompt: "{state} {item}"}\n'
+        "- {name: answer, rule: calculate, reads: [fold], arguments: {expression: '{fold}'}}\n"
+    )
+    facts = describe(str(tmp_path / "mine.yaml"))
+    assert [(stage["by"], stage["rule"], stage["adapter"]) for stage in facts["stages"]] == [
+        ("model", None, "fold"), ("rule", "calculate", None),
+    ]  # fmt: skip
+    assert facts["adapters"] == {"fold": {"trained": False}}
+    code, out, err = say(str(tmp_path / "mine.yaml"))
+    assert code == 0, err
+    assert "rule calculate" in out and "repeat over text, at most 7" in out
+
+
 def test_damaged_adapter_is_refused(stack: Path) -> None:
     weights = stack / "stages" / "facts" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:40])

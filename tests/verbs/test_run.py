@@ -140,6 +140,61 @@ def test_interrupted_and_gone_on_with_equals_uninterrupted(
     assert "(4 were there)" in capsys.readouterr().out
 
 
+LOOP_STACK = """
+name: loop
+inputs: [first, bill]
+stages:
+  - {name: count, kind: repeat, start: "{first}", until: done, prompt: "from {state}:"}
+  - {name: sum, rule: calculate, reads: [count], arguments: {expression: "{count} + {bill}"}}
+"""
+
+
+@pytest.mark.parametrize("wave", [1, 2, 8])
+def test_loops_killed_and_gone_on_with_give_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, wave: int
+) -> None:
+    folder = tmp_path / "stack"
+    write_stack(folder, LOOP_STACK)
+    (folder / "stages" / "count").mkdir(parents=True)
+    (folder / "stages" / "count" / "adapter_config.json").write_text("{}")
+    (folder / "stages" / "count" / "adapter_model.safetensors").write_bytes(b"weights")
+    rows = [{"id": f"q{n}", "first": str(n % 4), "bill": "three" if n == 2 else str(n)} for n in range(6)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left = [0]
+
+    def reply(request: GenerationRequest) -> str:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        number = int(request.prompt.strip(":").split()[1])
+        return f" {number - 1}" if number else " done"
+
+    monkeypatch.setattr(run_module, "open_engine", lambda spec, **settings: FakeEngine(reply, adapters=["count"]))
+
+    def call(out: str) -> int:
+        arguments = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / out), "--wave", str(wave)]
+        return main(["run", str(folder), *arguments])
+
+    def answers(out: str) -> list[Any]:
+        found = [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
+        for trace in found:
+            trace["totals"].pop("seconds")  # of the rules' calls
+            for record in trace["stages"]:
+                record["calls"] = [{**call, "seconds": 0} for call in record["calls"]]
+        return found
+
+    assert call("whole.jsonl") == 0
+    whole = answers("whole.jsonl")
+    assert [trace["answer"] for trace in whole] == ["0", "1", "none", "3", "4", "5"]
+    assert whole[2]["violations"][0].startswith("sum: rule calculate failed: not an expression: '0 + three'")
+    code = 130
+    for stop in (3, 5, 4, 6, 100):
+        left[0] = stop
+        code = call("out.jsonl") if code == 130 else code
+    assert code == 0
+    assert answers("out.jsonl") == whole
+
+
 def test_an_output_of_something_else_is_left_alone(
     stack: Path, engine: FakeEngine, tmp_path: Path, capsys: Any
 ) -> None:
@@ -282,3 +337,29 @@ def test_a_trained_stack_runs_and_refuses_another_base(tmp_path: Path, capsys: A
     weights.write_bytes(weights.read_bytes()[:-4])
     code, error = error_of(capsys, *arguments[1:], STORY)
     assert (code, "promises" in error) == (3, True)
+
+
+def test_loops_of_a_trained_stack_in_step_are_each_loop_alone(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    stack = tmp_path / "stack"
+    write_stack(
+        stack,
+        f"name: loop\nbase: {base}\ninputs: [notes]\nstages:\n"
+        '- {name: fold, kind: repeat, over: notes, prompt: "{state} {item}:", sampling: {max_new_tokens: 5}}\n'
+        "- {name: both, rule: copy, reads: [fold], arguments: {text: '{fold} {notes}'}}\n",
+    )
+    save_adapter(stack / "stages" / "fold", base, 3)
+    notes = ["Mary went.\nJohn took it.\nyes", "no", "the milk\nthe apple", "Daniel dropped\nthe\napple\nthere"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"notes": text}) + "\n" for text in notes))
+    found = []
+    for wave in ("1", "4"):
+        out = tmp_path / f"out{wave}.jsonl"
+        arguments = ["--input", str(tmp_path / "in.jsonl"), "--output", str(out), "--wave", wave, "--dtype", "float32"]
+        assert main(["run", str(stack), *arguments]) == 0
+        traces = [from_json(line) for line in out.read_text().splitlines()]
+        found.append([[(call.prompt, call.value) for call in trace.stage("fold").calls] for trace in traces])
+        assert [trace.answer for trace in traces] == [
+            f"{trace.stage('fold').value} {text}".strip() for trace, text in zip(traces, notes, strict=True)
+        ]
+    assert found[0] == found[1]
+    assert [len(calls) for calls in found[0]] == [3, 1, 2, 4]

@@ -25,7 +25,15 @@ from pydantic import Field, model_validator
 from cairn.config import StrictModel
 from cairn.errors import DataError, MissingExtraError, did_you_mean
 
-__all__ = ["CleanConfig", "SourceConfig", "cut_document", "iterate", "source_files"]
+__all__ = [
+    "CleanConfig",
+    "SourceConfig",
+    "cut_document",
+    "damage_errors",
+    "iterate",
+    "open_packed",
+    "source_files",
+]
 
 _FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
 _PACKED = (".gz", ".xz", ".zst")
@@ -205,7 +213,7 @@ def _file_documents(file: Path, source: SourceConfig) -> Iterator[tuple[str, str
         raise DataError(f"source {source.name}: cannot tell the format of the file", value=str(file), allowed=_READABLE)
     number = 0
     try:
-        with _open(file) as stream:
+        with open_packed(file) as stream:
             if kind == "text":
                 text = stream.read().decode("utf-8")
                 for number, part in enumerate(text.split(source.separator) if source.separator else [text], start=1):
@@ -226,7 +234,7 @@ def _file_documents(file: Path, source: SourceConfig) -> Iterator[tuple[str, str
         where = f", line {number + 1}" if kind == "jsonl" else ""
         raise DataError(f"{file}{where}: not UTF-8 ({error.reason} at byte {error.start})",
                         next=f"convert it: iconv -f LATIN1 -t UTF-8 {file.name}") from None
-    except _damage() as error:
+    except damage_errors() as error:
         after = f" after line {number}" if number else ""
         raise DataError(f"compressed file is corrupt or truncated{after} ({error})", value=str(file),
                         next="copy or download the file again") from None
@@ -263,7 +271,12 @@ def _field(row: dict[str, Any], source: SourceConfig, place: str) -> tuple[str, 
     return text, place
 
 
-def _open(file: Path) -> BinaryIO:
+def open_packed(file: Path) -> BinaryIO:
+    """Opens a file for reading bytes, unpacked if its name ends in .gz, .xz or .zst.
+
+    Raises:
+        MissingExtraError: .zst without the extra `data`. OSError: it cannot be opened.
+    """
     openers: dict[str, Callable[[Path], Any]] = {
         ".gz": lambda path: gzip.open(path, "rb"),
         ".xz": lambda path: lzma.open(path, "rb"),
@@ -317,7 +330,7 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
-def _damage() -> tuple[type[Exception], ...]:
+def damage_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions by which decompressors report damage (zstandard's only if it is installed)."""
     kinds: tuple[type[Exception], ...] = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
     try:

@@ -3,12 +3,13 @@
     {"id": "7", "inputs": {"story": ..., "question": ...},
      "stages": {"mention": ["yes", "no", ...], "answer": "kitchen"}, "answer": "kitchen"}
         │ read_examples: checked against the stack, all faults by line number
-        ├─ adapter_pairs   one pair per call that the stages of one adapter make, earlier fields being gold
+        ├─ gold_calls      what one stage is asked, and what it should write, earlier fields and states being gold
+        ├─ adapter_pairs   one pair per gold call of the stages of one adapter
         ├─ direct_pairs    all inputs -> the answer            (comparator: one adapter, no hand-offs)
         └─ chain_pairs     all inputs -> every hand-off as one text, the answer last      (comparator)
 
-Prompts come from the stack's own `calls`, the code that serves them. The stack is taken as any object with the
-attributes below, because data and stacks are siblings and meet only through files.
+A map stage lists one value per item, a repeat stage its outputs in call order, the stop value included. The values of a
+rule may be left out: then they are what the rule says to the gold fields before it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
-from cairn.contracts import check, normalise
-from cairn.errors import DataError, did_you_mean
+from cairn.contracts import normalise
+from cairn.data.gold import (
+    GoldCall,
+    StackExample,
+    StackView,
+    StageView,
+    gold_calls,
+    gold_fields,
+    gold_outputs,
+)
+from cairn.errors import DataError, InputError, did_you_mean
 from cairn.prompts import chain_text, completion_text, parse_output, render
 
 __all__ = [
+    "GoldCall",
     "StackExample",
     "StackView",
     "StageView",
@@ -33,40 +43,15 @@ __all__ = [
     "ambiguous_prompts",
     "chain_pairs",
     "direct_pairs",
+    "gold_calls",
     "gold_fields",
     "hold_out",
     "read_examples",
 ]
 
 
-class StageView(Protocol):
-    """What this module reads of one stage; stacks.spec.StageSpec has it."""
-
-    name: str
-    kind: Any
-    over: str | None
-    keep: str | None
-    contract: Any
-
-    def value(self, fields: Mapping[str, str], items: Sequence[str] | None, outputs: Sequence[str]) -> str: ...
-
-
-class StackView(Protocol):
-    """What this module reads of a stack; stacks.spec.StackSpec has it."""
-
-    inputs: list[str]
-    stages: list[Any]
-
-    @property
-    def answer_stage(self) -> str: ...
-    @property
-    def chain_stages(self) -> list[str]: ...
-    @property
-    def comparator_prompt(self) -> str: ...
-    def adapter_names(self) -> list[str]: ...
-    def stages_of(self, adapter: str) -> list[Any]: ...
-    def items(self, stage: Any, fields: Mapping[str, str]) -> list[str] | None: ...
-    def calls(self, stage: Any, fields: Mapping[str, str]) -> list[Any]: ...
+Drawn = TypeVar("Drawn")
+_KEYS = ("id", "inputs", "stages", "answer", "task", "group", "references")  # the last three are for evaluation
 
 
 class TextPair(NamedTuple):
@@ -74,16 +59,6 @@ class TextPair(NamedTuple):
 
     prompt: str
     completion: str
-
-
-@dataclass(frozen=True)
-class StackExample:
-    """One checked line: inputs, the gold value of every stage (one per item for a map stage), and the answer."""
-
-    id: str
-    inputs: Mapping[str, str]
-    stages: Mapping[str, str | tuple[str, ...]]
-    answer: str
 
 
 def read_examples(path: str | Path, spec: StackView, *, shown: int = 20) -> list[StackExample]:
@@ -96,8 +71,9 @@ def read_examples(path: str | Path, spec: StackView, *, shown: int = 20) -> list
 
     Raises:
         DataError: the file is missing, unreadable or empty, or any line has a fault: not JSON, a field missing,
-            unknown or empty, a map stage without one value per item, a value that breaks the stage's own
-            contract, an answer that is not the value of the output stage, an id used twice.
+            unknown or empty, a map stage without one value per item, a loop that does not end as the stack says, a
+            rule that fails, a value that breaks the stage's own contract, an answer that is not the value of the
+            output stage, an id used twice.
     """
     path = Path(path)
     try:
@@ -137,14 +113,17 @@ def _read_line(line: str, spec: StackView) -> tuple[StackExample | None, list[st
         return None, [f"is a {type(row).__name__}, allowed: an object with id, inputs, stages and answer"]
     faults: list[str] = []
     for key in row:
-        if key not in ("id", "inputs", "stages", "answer"):
-            faults.append(f"unknown key {key!r}, allowed: id, inputs, stages, answer")
-    stage_names = [stage.name for stage in spec.stages]
+        if key not in _KEYS:
+            faults.append(f"unknown key {key!r}, allowed: {', '.join(_KEYS)}")
     inputs = _mapping(row, "inputs", spec.inputs, faults)
-    stages = _mapping(row, "stages", stage_names, faults)
-    for key in ("id", "answer"):
+    rules = [stage.name for stage in spec.stages if stage.rule is not None]
+    stages = _mapping(row, "stages", [stage.name for stage in spec.stages], faults, optional=rules)
+    for key in ("id", "answer", *(key for key in ("task", "group") if key in row)):
         if not _is_text(row.get(key)):
             faults.append(f"{key} {_wrong(row.get(key))}")
+    references = row.get("references", [])
+    if not isinstance(references, list) or not all(_is_text(one) for one in references):
+        faults.append("references, allowed: a list of other right answers, each a text")
     for name, value in inputs.items():
         if not _is_text(value):
             faults.append(f"inputs.{name} {_wrong(value)}")
@@ -154,16 +133,18 @@ def _read_line(line: str, spec: StackView) -> tuple[StackExample | None, list[st
     if faults:
         return None, faults
     gold = {name: tuple(value) if isinstance(value, list) else value for name, value in stages.items()}
-    example = StackExample(row["id"], inputs, gold, row["answer"])
-    return example, _gold_faults(spec, example)
+    example = StackExample(row["id"], inputs, gold, row["answer"], row.get("task", ""))
+    return example, _gold_faults(spec, example, gold)
 
 
-def _mapping(row: dict[str, Any], key: str, names: Sequence[str], faults: list[str]) -> dict[str, Any]:
+def _mapping(
+    row: dict[str, Any], key: str, names: Sequence[str], faults: list[str], *, optional: Sequence[str] = ()
+) -> dict[str, Any]:
     value = row.get(key)
     if not isinstance(value, dict):
         faults.append(f"{key} {'is missing' if value is None else 'is not an object'}, allowed: {', '.join(names)}")
         return {}
-    faults += [f"{key}.{name} is missing" for name in names if name not in value]
+    faults += [f"{key}.{name} is missing" for name in names if name not in value and name not in optional]
     singular = key.removesuffix("s")
     for name in value:
         if name not in names:
@@ -182,47 +163,56 @@ def _wrong(value: Any) -> str:
 
 
 def _value_faults(stage: StageView, value: Any) -> list[str]:
-    if stage.kind == "map":
+    if stage.kind != "once":
         if not isinstance(value, list):
-            return [f"stages.{stage.name} is a {type(value).__name__}, allowed: a list with one text per item"]
+            per = "item" if stage.kind == "map" else "call, the stop value included"
+            return [f"stages.{stage.name} is a {type(value).__name__}, allowed: a list with one text per {per}"]
         return [f"stages.{stage.name}[{i}] {_wrong(text)}" for i, text in enumerate(value) if not _is_text(text)]
     return [] if _is_text(value) else [f"stages.{stage.name} {_wrong(value)}"]
 
 
-def _gold_faults(spec: StackView, example: StackExample) -> list[str]:
-    """Returns the faults that only show when the gold values flow through the stack."""
+def _gold_faults(spec: StackView, example: StackExample, gold: dict[str, str | tuple[str, ...]]) -> list[str]:
+    """Returns the faults that only show when the gold values flow through the stack; adds those of rules to `gold`."""
     faults: list[str] = []
     fields = dict(example.inputs)
     for stage in spec.stages:
-        outputs = _outputs(example, stage)
-        items = spec.items(stage, fields)
-        if items is not None and len(items) != len(outputs):
-            faults.append(
-                f"stages.{stage.name} has {len(outputs)} values, but {stage.over!r} is cut into {len(items)} items"
-            )
-            return faults  # the fields of later stages would be wrong as well
-        for place, output in enumerate(outputs):
-            seen = fields if items is None else {**fields, "item": items[place]}
-            where = stage.name if items is None else f"{stage.name}[{place}]"
-            faults += [f"stages.{where}: {violation.message}" for violation in check(stage.contract, output, seen)]
-        fields[stage.name] = stage.value(fields, items, outputs)
+        try:
+            outputs = gold_outputs(spec, stage, example, fields)
+        except InputError as error:
+            return [*faults, f"stages.{stage.name} is not given: {error}"]
+        wrong = _count_faults(spec, stage, fields, outputs)
+        if wrong:
+            return faults + wrong  # the fields of later stages would be wrong as well
+        gold.setdefault(stage.name, outputs[0] if stage.kind == "once" else tuple(outputs))
+        for place, (call, output) in enumerate(zip(spec.calls(stage, fields, outputs), outputs, strict=True)):
+            where = stage.name if stage.kind == "once" else f"{stage.name}[{place}]"
+            faults += [f"stages.{where}: {message}" for message in stage.broken(stage.parse(output), call)]
+        fields[stage.name] = stage.value(fields, spec.items(stage, fields), outputs)
     answer = fields[spec.answer_stage]
     if parse_output(example.answer) != answer:
         faults.append(f"answer {example.answer!r} is not the value of the last stage {spec.answer_stage}: {answer!r}")
     return faults
 
 
-def _outputs(example: StackExample, stage: StageView) -> list[str]:
-    value = example.stages[stage.name]
-    return [parse_output(one) for one in ([value] if isinstance(value, str) else value)]
-
-
-def gold_fields(spec: StackView, example: StackExample) -> dict[str, str]:
-    """Returns inputs and, for every stage, the hand-off that its gold values make."""
-    fields = dict(example.inputs)
-    for stage in spec.stages:
-        fields[stage.name] = stage.value(fields, spec.items(stage, fields), _outputs(example, stage))
-    return fields
+def _count_faults(spec: StackView, stage: StageView, fields: Mapping[str, str], outputs: Sequence[str]) -> list[str]:
+    """Returns whether there are too few or too many values for the calls that the stage makes."""
+    if stage.kind == "once":
+        return []
+    has = f"stages.{stage.name} has {len(outputs)} values"
+    items = spec.items(stage, fields)
+    cut = "" if items is None else f"{stage.over!r} is cut into {len(items)} items"
+    if stage.kind == "map":
+        return [] if len(outputs) == len(items or []) else [f"{has}, but {cut}"]
+    loop = spec.loop(stage, fields)
+    for place, output in enumerate(outputs):
+        if loop.next() is None:
+            why = f"with {stage.until!r}" if loop.stopped else f"by at_most {stage.at_most}" if loop.broken else cut
+            return [f"{has}, but the loop ends after {place}: {why}"]
+        loop.take(output)
+    if loop.next() is not None:
+        ends = [cut] * (items is not None) + [f"the last is not {stage.until!r}"] * (stage.until is not None)
+        return [f"{has}, but {' and '.join(ends)}"]
+    return [f"stages.{stage.name}: {loop.broken}; raise at_most"] if loop.broken else []
 
 
 def adapter_pairs(
@@ -232,6 +222,8 @@ def adapter_pairs(
     *,
     balance: float | None = None,
     limit: int | None = None,
+    distinct: bool = False,
+    even: bool = False,
     seed: int = 0,
 ) -> list[TextPair]:
     """Renders the pairs of every call that an adapter's stages make, the earlier hand-offs being gold.
@@ -243,13 +235,16 @@ def adapter_pairs(
         balance: for map stages with `keep`: how many items with another value to take for each kept item (1.0 =
             as many), drawn with `seed`; None takes all.
         limit: at most so many pairs, drawn with `seed`; None takes all.
+        distinct: take each pair of prompt and completion once, before anything is drawn.
+        even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
         seed: of both draws.
 
     Returns:
         The pairs, stage after stage; none if no example makes a call.
 
     Raises:
-        DataError: no stage has this adapter, or balance is asked for without a map stage that keeps.
+        DataError: no stage has this adapter, balance is asked for without a map stage that keeps, or even without a
+            limit.
     """
     names = spec.adapter_names()
     if adapter not in names:
@@ -259,21 +254,29 @@ def adapter_pairs(
     stages = spec.stages_of(adapter)
     if balance is not None and not any(_keeps(stage) for stage in stages):
         raise DataError("balance is for adapters of map stages that keep a value", value=adapter, next="drop balance")
+    if even and limit is None:
+        raise DataError("even says how a limit is drawn, but there is none", value=adapter, next="give limit as well")
     draw = random.Random(seed)
     fields = [gold_fields(spec, example) for example in examples]
-    pairs: list[TextPair] = []
+    pairs: list[tuple[TextPair, str]] = []  # each with its task
+    seen: set[TextPair] = set()
     for stage in stages:
-        kept: list[TextPair] = []
-        other: list[TextPair] = []
+        kept: list[tuple[TextPair, str]] = []
+        other: list[tuple[TextPair, str]] = []
         for example, at_hand in zip(examples, fields, strict=True):
-            for call, output in zip(spec.calls(stage, at_hand), _outputs(example, stage), strict=True):
-                pair = TextPair(call.prompt, completion_text(output))
-                dropped = _keeps(stage) and normalise(stage.contract, output) != stage.keep
-                (other if dropped else kept).append(pair)
+            for call in gold_calls(spec, stage, example, at_hand):
+                pair = TextPair(call.prompt, completion_text(call.output))
+                if distinct and pair in seen:
+                    continue
+                seen.add(pair)
+                dropped = _keeps(stage) and normalise(stage.contract, call.output) != stage.keep
+                (other if dropped else kept).append((pair, example.task))
         if balance is not None and _keeps(stage):
             other = _draw(other, round(balance * len(kept)), draw)
         pairs += kept + other
-    return pairs if limit is None else _draw(pairs, limit, draw)
+    if limit is not None:
+        pairs = _draw_evenly(pairs, limit, draw) if even else _draw(pairs, limit, draw)
+    return [pair for pair, _ in pairs]
 
 
 def _keeps(stage: StageView) -> bool:
@@ -290,11 +293,20 @@ def direct_pairs(
 def chain_pairs(
     spec: StackView, examples: Sequence[StackExample], *, limit: int | None = None, seed: int = 0
 ) -> list[TextPair]:
-    """Renders all inputs -> the hand-offs of the stack's `chain_stages` as one text, the answer last."""
+    """Renders all inputs -> the hand-offs of the stack's `chain_stages` as one text, the answer last.
+
+    A loop whose value is its last output is written step by step, a line each, for the single model needs the steps
+    as much as the stack does; `prompts.parse_chain` takes the last.
+    """
 
     def text(example: StackExample) -> str:
         fields = gold_fields(spec, example)
-        return chain_text([(name, fields[name]) for name in spec.chain_stages])
+        lines: list[tuple[str, str]] = []
+        for stage in (stage for name in spec.chain_stages for stage in spec.stages if stage.name == name):
+            steps = stage.kind == "repeat" and stage.collect == "last"
+            values = stage.kept(gold_outputs(spec, stage, example, fields)) if steps else []
+            lines += [(stage.name, value) for value in values or [fields[stage.name]]]
+        return chain_text(lines)
 
     return _whole(spec, examples, text, limit, seed)
 
@@ -311,11 +323,22 @@ def _whole(
     return pairs if limit is None else _draw(pairs, limit, random.Random(seed))
 
 
-def _draw(pairs: list[TextPair], count: int, draw: random.Random) -> list[TextPair]:
+def _draw(pairs: list[Drawn], count: int, draw: random.Random) -> list[Drawn]:
     """Returns `count` of the pairs in their old order, all if there are no more."""
     if count >= len(pairs):
         return pairs
     return [pairs[place] for place in sorted(draw.sample(range(len(pairs)), count))]
+
+
+def _draw_evenly(pairs: list[tuple[TextPair, str]], count: int, draw: random.Random) -> list[tuple[TextPair, str]]:
+    """As `_draw`, with as many pairs of each task as of any other that has enough."""
+    tasks: dict[str, list[int]] = {}
+    for place, (_, task) in enumerate(pairs):
+        tasks.setdefault(task, []).append(place)
+    chosen: list[int] = []
+    for number, places in enumerate(sorted(tasks.values(), key=len)):  # what the small ones leave is for the others
+        chosen += _draw(places, (count - len(chosen)) // (len(tasks) - number), draw)
+    return [pairs[place] for place in sorted(chosen)]
 
 
 def ambiguous_prompts(pairs: Sequence[TextPair]) -> int:

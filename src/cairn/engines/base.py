@@ -68,12 +68,15 @@ class GenerationRequest:
         adapter: name of a loaded adapter; None is the base.
         sampling: how tokens are chosen.
         constraint: what the output is held to, if the engine can.
+        ensemble: names of loaded adapters that write together, each token chosen from the mean of their
+            distributions; then `adapter` is None. For engines with the capability `ensembles`.
     """
 
     prompt: str
     adapter: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
+    ensemble: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Capabilities:
         streaming: text piece by piece.
         constraints: honours `GenerationRequest.constraint`.
         context_tokens: prompt and output together; None if unknown.
+        ensembles: honours `GenerationRequest.ensemble`.
     """
 
     logprobs: bool
@@ -144,6 +148,7 @@ class Capabilities:
     streaming: bool
     constraints: bool
     context_tokens: int | None
+    ensembles: bool = False
 
 
 @runtime_checkable

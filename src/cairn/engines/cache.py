@@ -9,6 +9,7 @@ long outputs. Sliding-window and other layers of a model keep transformers' own 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,9 +43,16 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps only these rows of the batch."""
+        self._exchange(lambda buffer: buffer[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row of the batch."""
+        self._exchange(lambda buffer: buffer.repeat_interleave(repeats, dim=0))
+
+    def _exchange(self, change: Callable[[Tensor], Tensor]) -> None:
         filled = self.get_seq_length()
         if filled:
-            self._buffers = [buffer[indices] for buffer in self._buffers]
+            self._buffers = [change(buffer) for buffer in self._buffers]
             self.keys, self.values = (buffer[:, :, :filled] for buffer in self._buffers)
 
 

@@ -4,12 +4,18 @@
                                                  ^                      │ end mark, stop text, length: row is done
                                                  └── one forward step <─┘ done rows leave batch and cache
 
+What all prompts of a batch begin with (solved examples, an instruction) is read once.
+
+Several models may write together: then each keeps a cache of its own, and the token is chosen from the mean of their
+distributions.
+
 transformers' `generate` spends milliseconds per call on options; tiny models answer in less. The tokens are the
 same (a test says so), and every row has its own sampling, so that a batch may mix any requests.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +23,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cairn.engines.base import Sampling
 from cairn.engines.cache import roomy_cache
 
-__all__ = ["Row", "choose", "decode_steps", "row_text", "settled_text"]
+__all__ = ["Row", "choose", "decode_steps", "end_ids", "mean_logits", "row_text", "settled_text", "shared_prefix"]
 
 _KEEP_SHARE = 0.8  # done rows leave once a fifth of the batch is done: leaving copies the cache of all others
+_WORTH_SHARING = 32  # tokens that all prompts of a batch begin with (solved examples, an instruction)
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 
 Forward = Callable[..., Any]
@@ -54,6 +61,13 @@ class Row:
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:  # a generator of its own: the sample does not depend on its neighbours
             self.generator = torch.Generator().manual_seed(self.sampling.seed)
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Returns the ids that end an output: the tokenizer's and those of the model's generation settings."""
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = list(declared) if isinstance(declared, list) else [declared]
+    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
 
 
 def row_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], ends: frozenset[int]) -> str:
@@ -97,9 +111,28 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Returns logits [rows, vocab] whose softmax is the mean of the softmaxes; of one model, its own logits."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([one.log_softmax(-1) for one in logits]).logsumexp(0) - math.log(len(logits))
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Returns how many first tokens of a batch are worth reading once for all its prompts; 0 if that saves little.
+
+    At least one token of each prompt is left, because its logits are wanted.
+    """
+    first, last = min(prompts), max(prompts)  # in order of the alphabet: what these two share, all share
+    most = min(len(first), len(last)) - 1
+    count = next((place for place in range(most) if first[place] != last[place]), most)
+    count = min(count, min(len(prompt) for prompt in prompts) - 1)
+    return count if len(prompts) > 1 and count >= _WORTH_SHARING else 0
+
+
 @torch.inference_mode()
 def decode_steps(
-    forward: Forward,
+    members: Sequence[Forward],
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
@@ -110,27 +143,39 @@ def decode_steps(
     """Writes all rows to their end; yields after each token, so that a reader may follow.
 
     Args:
-        forward: takes input_ids, attention_mask, position_ids, past_key_values; returns the model's output, whose
-            logits [rows, 1 or more, vocab] hold the last position last.
+        members: models that write together, mostly one; each takes input_ids, attention_mask, position_ids,
+            past_key_values, and returns the model's output, whose logits [rows, 1 or more, vocab] hold the last
+            position last.
         config: of the model, for the cache.
         tokenizer: decodes the output.
         rows: changed in place; none may have an empty prompt.
         ends: ids that end an output.
         device: of the model.
     """
-    width = max(len(row.prompt) for row in rows)
+    shared = shared_prefix([row.prompt for row in rows])
+    caches = [roomy_cache(config) for _ in members]
+    if shared:
+        head = torch.tensor([rows[0].prompt[:shared]], device=device)
+        for one, cache in zip(members, caches, strict=True):
+            one(input_ids=head, attention_mask=None, position_ids=torch.arange(shared, device=device)[None],
+                past_key_values=cache)  # fmt: skip
+            cache.batch_repeat_interleave(len(rows))
+    prompts = [row.prompt[shared:] for row in rows]
+    width = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id or 0
-    padded = any(len(row.prompt) < width for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in rows], device=device)
-    starts = torch.tensor([width - len(row.prompt) for row in rows], device=device)
+    padded = any(len(prompt) < width for prompt in prompts)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
     mask = (torch.arange(width, device=device)[None] >= starts[:, None]).long() if padded else None
-    positions = (torch.arange(width, device=device)[None] - starts[:, None]).clamp(min=0)
+    if mask is not None:
+        mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)  # [rows, shared + width]
+    positions = shared + (torch.arange(width, device=device)[None] - starts[:, None]).clamp(min=0)
     last = (getattr(config, "max_position_embeddings", None) or 1 << 30) - 1
-    cache = roomy_cache(config)
     running = list(rows)
     while True:
-        logits = forward(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
-        _write(running, logits[:, -1].float(), tokenizer, ends)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        made = [one(**inputs, past_key_values=cache).logits for one, cache in zip(members, caches, strict=True)]
+        _write(running, mean_logits([logits[:, -1].float() for logits in made]), tokenizer, ends)
         yield
         alive = [place for place, row in enumerate(running) if not row.finish]
         if not alive:
@@ -139,7 +184,8 @@ def decode_steps(
         if len(alive) <= _KEEP_SHARE * len(running):
             running = [running[place] for place in alive]
             index = torch.tensor(alive, device=device)
-            cache.batch_select_indices(index)
+            for cache in caches:
+                cache.batch_select_indices(index)
             positions = positions[index]
             mask = mask[index] if mask is not None else None
         if mask is not None:

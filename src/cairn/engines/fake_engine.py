@@ -49,7 +49,7 @@ class FakeEngine:
         self.batches: list[int] = []
         self.capabilities = Capabilities(
             logprobs=bool(scores), adapters=True, mixed_adapters=True, streaming=True, constraints=False,
-            context_tokens=context_tokens,
+            context_tokens=context_tokens, ensembles=True,
         )  # fmt: skip
 
     def adapters(self) -> list[str]:
@@ -87,7 +87,8 @@ class FakeEngine:
         """Does nothing: the requests stay readable."""
 
     def _reply(self, request: GenerationRequest) -> Generation:
-        self._check(request.adapter)
+        for adapter in (request.adapter, *request.ensemble):
+            self._check(adapter)
         self.requests.append(request)
         if callable(self._script):
             text = self._script(request)

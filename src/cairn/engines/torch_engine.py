@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cairn.bases import check_tokenizer, load_base, pick_device, pick_dtype
 from cairn.engines.adapters import load_merged, load_peft, lora_shares_weights
 from cairn.engines.base import Capabilities, Generation, GenerationRequest, Score, ScoreRequest
-from cairn.engines.decoding import Row, decode_steps, settled_text
+from cairn.engines.decoding import Row, decode_steps, end_ids, settled_text
 from cairn.errors import EngineError, InputError, did_you_mean
 from cairn.identity import base_identity, check_adapter, model_identity
 from cairn.models.accounting import kv_bytes_per_token
@@ -35,6 +36,8 @@ from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.prompts import completion_text
 
 __all__ = ["TorchEngine", "Usage"]
+
+Runs = tuple[str | None, ...]  # the adapters that write together, mostly one; None is the base
 
 _MERGE_BASE_BYTES = 200e6
 _MERGE_ALL_BYTES = 1e9
@@ -111,7 +114,7 @@ class TorchEngine:
         self._active: tuple[str | None] | None = None  # (adapter,) that PEFT runs; None is unknown
         self._load_adapters(adapters, identity, merge)
         self._names = list(adapters)
-        self._ends = _end_ids(self.model, self.tokenizer)
+        self._ends = end_ids(self.model, self.tokenizer)
         wanted = inspect.signature(type(self.model).forward).parameters
         self._keeps_last = "logits_to_keep" in wanted
         self._takes_positions = "position_ids" in wanted
@@ -138,7 +141,7 @@ class TorchEngine:
         """What this engine may promise."""
         return Capabilities(
             logprobs=True, adapters=True, mixed_adapters=True, streaming=True, constraints=True,
-            context_tokens=self.context_tokens,
+            context_tokens=self.context_tokens, ensembles=True,
         )  # fmt: skip
 
     def adapters(self) -> list[str]:
@@ -168,9 +171,9 @@ class TorchEngine:
         results: list[Generation | None] = [None] * len(rows)
         read = [len(row.prompt) for row in rows]
         kept = [len(row.prompt) + row.sampling.max_new_tokens for row in rows]
-        for adapter, batch in self._batches([request.adapter for request in requests], read, kept):
+        for runs, batch in self._batches([_runs(request) for request in requests], read, kept):
             started = time.perf_counter()
-            for _ in self._steps(adapter, [rows[place] for place in batch]):
+            for _ in self._steps(runs, [rows[place] for place in batch]):
                 pass
             seconds = (time.perf_counter() - started) / len(batch)
             for place in batch:
@@ -191,7 +194,7 @@ class TorchEngine:
         held = max((len(stop) for stop in request.sampling.stop), default=1) - 1
         started = time.perf_counter()
         sent = 0
-        for _ in self._steps(request.adapter, [row]):
+        for _ in self._steps(_runs(request), [row]):
             text = row.text if row.finish else settled_text(self.tokenizer, row.new, self._ends)
             end = len(text) if row.finish else max(sent, len(text) - held)
             if end > sent:
@@ -251,7 +254,8 @@ class TorchEngine:
         """Scores the last `scored` tokens of each sequence."""
         results: list[Score | None] = [None] * len(sequences)
         limit = max(1, _LOGIT_ELEMENTS // self.config.vocab_size)
-        for adapter, batch in self._batches(adapters, [len(ids) - 1 for ids in sequences], limit=limit):
+        reads = [len(ids) - 1 for ids in sequences]
+        for (adapter,), batch in self._batches([(adapter,) for adapter in adapters], reads, limit=limit):
             started = time.perf_counter()
             width = max(len(sequences[place]) for place in batch) - 1
             # Padding on the right needs no mask: no real token looks ahead.
@@ -265,7 +269,10 @@ class TorchEngine:
         return [result for result in results if result is not None]
 
     def _row(self, request: GenerationRequest) -> Row:
-        self._check_adapter_name(request.adapter)
+        if request.ensemble and request.adapter is not None:
+            raise EngineError("an ensemble runs its own adapters", value=request.adapter, allowed="adapter=None")
+        for adapter in _runs(request):
+            self._check_adapter_name(adapter)
         if not request.prompt.strip():
             raise InputError("the prompt is empty", value=request.prompt, next="give some text")
         ids = prompt_ids(self.tokenizer, request.prompt)
@@ -311,48 +318,43 @@ class TorchEngine:
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def _batches(
-        self,
-        adapters: Sequence[str | None],
-        read: Sequence[int],
-        kept: Sequence[int] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> Iterator[tuple[str | None, list[int]]]:
-        """Yields (adapter, places): places of one adapter, of like size, within the engine's budgets.
+        self, runs: Sequence[Runs], read: Sequence[int], kept: Sequence[int] | None = None, *, limit: int | None = None
+    ) -> Iterator[tuple[Runs, list[int]]]:
+        """Yields (runs, places): places that the same adapters run, of like size, within the engine's budgets.
 
         Args:
-            adapters: of each place.
+            runs: the adapters of each place, one, or several that write together.
             read: tokens that each place reads in one forward pass.
             kept: tokens of each place in the cache in the end; None keeps none.
             limit: padded tokens in one forward pass, if that is less than the engine's own.
         """
         kept = kept or [0] * len(read)
         budget = min(self.batch_tokens, limit or self.batch_tokens)
-        groups: dict[str | None, list[int]] = {}
-        for place, adapter in enumerate(adapters):
-            groups.setdefault(adapter, []).append(place)
-        for adapter, places in groups.items():
+        groups: dict[Runs, list[int]] = {}
+        for place, names in enumerate(runs):
+            groups.setdefault(names, []).append(place)
+        for names, places in groups.items():
             batch: list[int] = []
             widest = longest = 0
+            room = self._cache_tokens // len(names)
             for place in sorted(places, key=lambda place: (read[place], kept[place])):
                 widest, longest = max(widest, read[place]), max(longest, kept[place])
-                if batch and (
-                    widest * (len(batch) + 1) > budget or longest * (len(batch) + 1) > self._cache_tokens
-                ):
-                    yield adapter, batch
+                if batch and (widest * (len(batch) + 1) > budget or longest * (len(batch) + 1) > room):
+                    yield names, batch
                     batch, widest, longest = [], read[place], kept[place]
                 batch.append(place)
-            yield adapter, batch
+            yield names, batch
 
-    def _steps(self, adapter: str | None, rows: list[Row]) -> Iterator[None]:
-        def forward(*, position_ids: Tensor, **inputs: Any) -> Any:
+    def _steps(self, runs: Runs, rows: list[Row]) -> Iterator[None]:
+        def forward(adapter: str | None, *, position_ids: Tensor, **inputs: Any) -> Any:
             if self._takes_positions:
                 inputs["position_ids"] = position_ids
             if self._keeps_last:
                 inputs["logits_to_keep"] = 1
             return self._forward(adapter, use_cache=True, **inputs)
 
-        return decode_steps(forward, self.config, self.tokenizer, rows, ends=self._ends, device=self.device)
+        members = [partial(forward, adapter) for adapter in runs]
+        return decode_steps(members, self.config, self.tokenizer, rows, ends=self._ends, device=self.device)
 
     def _forward(self, adapter: str | None, **inputs: Any) -> Any:
         with self._lock:
@@ -384,16 +386,13 @@ class TorchEngine:
         self.usage.seconds += seconds
 
 
+def _runs(request: GenerationRequest) -> Runs:
+    return request.ensemble or (request.adapter,)
+
+
 def _score_row(logits: Tensor, targets: list[int]) -> Score:
     """Scores targets [n] under logits [n, vocab]."""
     wanted = torch.tensor(targets, device=logits.device)
     logprobs = logits.float().log_softmax(-1).gather(1, wanted[:, None])
     greedy = bool((logits.argmax(-1) == wanted).all())
     return Score(float(logprobs.double().sum()), greedy, len(targets))
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Returns the ids that end an output: the tokenizer's and those of the model's generation settings."""
-    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = list(declared) if isinstance(declared, list) else [declared]
-    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)

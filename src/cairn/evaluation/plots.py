@@ -1,4 +1,4 @@
-"""The report's three plots as inline SVG, written by hand: no plotting library, no script, no external resource.
+"""The report's plots as inline SVG, written by hand: no plotting library, no script, no external resource.
 
 Colours are CSS variables of the page (`--s0`, `--s1`, ... one per system; `--ink`, `--faint`, `--grid`), so a plot
 follows the reader's light or dark theme, and stays sharp at any size. Every mark carries a <title>: hover to read it.
@@ -7,13 +7,22 @@ follows the reader's light or dark theme, and stays sharp at any size. Every mar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["accuracy_by_task", "accuracy_by_flops", "curves_plot", "si"]
+__all__ = [
+    "accuracy_by_flops",
+    "accuracy_by_group",
+    "accuracy_by_latency",
+    "accuracy_by_task",
+    "blame_plot",
+    "curves_plot",
+    "si",
+]
 
 Points = Sequence[tuple[float, float]]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def si(value: float) -> str:
@@ -54,45 +63,173 @@ def accuracy_by_task(result: Mapping[str, Any]) -> str:
     return _svg(width, top + height + 28, "Accuracy by task and system", parts)
 
 
+def accuracy_by_group(result: Mapping[str, Any], systems: Sequence[str]) -> str:
+    """Returns a row of dots for each group, one dot a system with its 95% interval: for many groups, or long names.
+
+    Args:
+        result: of `compare_seeds`.
+        systems: those to draw.
+    """
+    rows = [("all", result), *result["tasks"].items()] if len(result["tasks"]) > 1 else list(result["tasks"].items())
+    left, top, step, width = _label_room(str(name) for name, _ in rows), 26, 10 + 7 * len(systems), 1010
+    right, height = width - 16, (10 + 7 * len(systems)) * len(rows)
+    parts = []
+    for percent in (0, 25, 50, 75, 100):
+        x = left + (right - left) * percent / 100
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="var(--grid)"/>')
+        parts.append(f'<text x="{x:.1f}" y="{top - 10}" text-anchor="middle">{percent}%</text>')
+    for place, (name, part) in enumerate(rows):
+        y0 = top + step * place
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{y0}" y2="{y0}" stroke="var(--grid)"/>')
+        weight = ' font-weight="600"' if name == "all" else ""
+        parts.append(
+            f'<text x="{left - 10}" y="{y0 + step / 2 + 4:.1f}" text-anchor="end"{weight}>{escape(_cut(name))}</text>'
+        )
+        for number, system in enumerate(systems):
+            y = y0 + 8.5 + 7 * number
+            value, (low, high) = part["accuracy"][system], part["ci95"][system]
+            colour = f"var(--s{list(result['systems']).index(system)})"
+            label = f"{system}, {name}: {100 * value:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+            start, middle, end = (left + (right - left) * share for share in (low, value, high))
+            parts.append(
+                f"<g><title>{escape(label)}</title>"
+                f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2" '
+                f'stroke-opacity="0.45"/><circle cx="{middle:.1f}" cy="{y}" r="3.6" fill="{colour}"/></g>'
+            )
+    return _svg(width, top + height + 6, "Accuracy by group and system", parts)
+
+
 def accuracy_by_flops(result: Mapping[str, Any]) -> str:
     """Returns accuracy against FLOPs per question on a logarithmic axis, one point per system."""
-    systems = [name for name in result["systems"] if result["flops_per_question"].get(name, 0) > 0]
-    left, top, width, height = 46, 14, 420, 220
-    right = width - 18
+    return _scatter(result, result["flops_per_question"], "FLOPs per question (log)", "FLOPs per question")
+
+
+def accuracy_by_latency(result: Mapping[str, Any]) -> str:
+    """Returns accuracy against the median latency of one question, with a line to the 95th percentile."""
+    rows = result["cost"]["systems"]
+    middle = {name: row["latency_ms"]["p50"] for name, row in rows.items()}
+    late = {name: row["latency_ms"]["p95"] for name, row in rows.items()}
+    return _scatter(result, middle, "milliseconds per question, median to 95th percentile (log)", "ms", late)
+
+
+def _scatter(
+    result: Mapping[str, Any], xs: Mapping[str, float], x_label: str, unit: str, ends: Mapping[str, float] | None = None
+) -> str:
+    """Returns accuracy with its interval against a cost on a logarithmic axis; each point has its system's name."""
+    systems = [name for name in result["systems"] if xs.get(name, 0) > 0]
     if not systems:
         return ""
-    logs = {name: math.log10(result["flops_per_question"][name]) for name in systems}
-    first, last = math.floor(min(logs.values()) - 0.1), math.ceil(max(logs.values()) + 0.1)
-    parts = [_percent_axis(left, top, right, height)]
+    left, top, width, height = 46, 14, 540, 260
+    right = width - 14
+    ends = ends or {}
+    low = math.floor(math.log10(min(xs[name] for name in systems)) - 0.05)
+    high = math.ceil(math.log10(max(ends.get(name, xs[name]) for name in systems)) + 0.05)
 
     def across(value: float) -> float:
-        return left + (value - first) / (last - first) * (right - left)
+        return left + (math.log10(value) - low) / (high - low) * (right - left)
 
-    for power in range(first, last + 1):
-        x = across(power)
+    def up(share: float) -> float:
+        return top + height * (1 - share)
+
+    parts = [_percent_axis(left, top, right, height)]
+    for power in range(low, high + 1):
+        x = across(10.0**power)
+        anchor = "end" if power == high else "middle"
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="var(--grid)"/>')
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{si(10.0**power)}</text>')
-    parts.append(
-        f'<text x="{(left + right) / 2}" y="{top + height + 36}" text-anchor="middle">FLOPs per question (log)</text>'
-    )
-    taken: list[tuple[float, float]] = []
-    for name in systems:
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="{anchor}">{si(10.0**power)}</text>')
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle}" y="{top + height + 36}" text-anchor="middle">{escape(x_label)}</text>')
+    points = {name: (across(xs[name]), up(result["accuracy"][name])) for name in systems}
+    for name, (x, y) in points.items():
         number = list(result["systems"]).index(name)
-        value, (low, high) = result["accuracy"][name], result["ci95"][name]
-        x, y = across(logs[name]), top + height * (1 - value)
-        label = f"{name}: {100 * value:.1f}% at {si(result['flops_per_question'][name])}FLOP per question"
-        side, shift = ("end", -10) if x > (left + right) / 2 else ("start", 10)
-        text_y = y + 4
-        while any(abs(text_y - other_y) < 13 and abs(x - other_x) < 140 for other_x, other_y in taken):
-            text_y -= 13
-        taken.append((x, text_y))
+        value, (least, most) = result["accuracy"][name], result["ci95"][name]
+        label = f"{name}: {100 * value:.1f}% ({100 * least:.1f} to {100 * most:.1f}) at {si(xs[name])} {unit}"
+        tail = ""
+        if ends.get(name, 0) > xs[name]:
+            tail = f'<path d="M{x:.1f} {y:.1f}H{across(ends[name]):.1f}m0 -3v6" stroke="var(--s{number})" fill="none"/>'
         parts.append(
-            f'<g><title>{escape(label)}</title>'
-            f'{_whisker_v(x, top + height * (1 - high), top + height * (1 - low))}'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="var(--s{number})" stroke="var(--page)" stroke-width="1.5"/>'
-            f'<text x="{x + shift:.1f}" y="{text_y:.1f}" text-anchor="{side}" class="label">{escape(name)}</text></g>'
+            f"<g><title>{escape(label)}</title>{_whisker_v(x, up(most), up(least))}{tail}"
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="var(--s{number})" stroke="var(--page)" '
+            f'stroke-width="1.5"/></g>'
         )
-    return _svg(width, top + height + 44, "Accuracy against FLOPs per question", parts)
+    tails = [(x, y - 4, across(ends[name]), y + 4) for name, (x, y) in points.items() if name in ends]
+    for name, (x, y, anchor) in _placed(points, tails, (left, top, right, top + height)).items():
+        parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="label">{escape(name)}</text>')
+    return _svg(width, top + height + 44, f"Accuracy against {x_label}", parts)
+
+
+def _placed(
+    points: Mapping[str, tuple[float, float]], lines: Sequence[Box], frame: Box
+) -> dict[str, tuple[float, float, str]]:
+    """Returns where the name of each point stands (x, y, anchor) so that names hide neither each other nor a point."""
+    left, top, right, bottom = frame
+    taken = [*lines, *((x - 7, y - 7, x + 7, y + 7) for x, y in points.values())]
+    found = {}
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        wide = 6.9 * len(name)
+        spots = [
+            (x + side * 11, y + 4 + shift, "start" if side > 0 else "end")
+            for shift in (0, -13, 13, -26, 26, -39, 39, -52, 52)
+            for side in ((1, -1) if x < (left + right) / 2 else (-1, 1))
+        ]
+        boxes = [
+            (spot[0] if spot[2] == "start" else spot[0] - wide, spot[1] - 10,
+             spot[0] + wide if spot[2] == "start" else spot[0], spot[1] + 3)
+            for spot in spots
+        ]  # fmt: skip
+
+        def cost(place: int, boxes: list[Box] = boxes) -> tuple[float, int]:
+            a, b, c, d = boxes[place]
+            over = sum(max(0, min(c, r) - max(a, p)) * max(0, min(d, s) - max(b, q)) for p, q, r, s in taken)
+            outside = max(0, left - a) + max(0, c - right) + max(0, top - b) + max(0, d - bottom)
+            return over + 100 * outside, place
+
+        best = min(range(len(spots)), key=cost)
+        taken.append(boxes[best])
+        found[name] = spots[best]
+    return found
+
+
+def blame_plot(section: Mapping[str, Any]) -> str:
+    """Returns two bars for each stage: points lost in it, and what gold in its place alone would bring."""
+    stages = section["stages"]
+    left, top, step, width = _label_room(stage["name"] for stage in stages), 26, 44, 860
+    bars = [(stage, key) for stage in stages for key in ("lost_here", "lift") if stage[key] is not None]
+    ends = [value for stage, key in bars for value in (*stage[key]["ci95"], stage[key]["difference"])]
+    ticks = _ticks(100 * min(0.0, *ends), 100 * max(0.01, *ends))
+    right, height = width - 26, step * len(stages)
+
+    def across(points: float) -> float:
+        return left + (points - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+
+    parts = []
+    for tick in ticks:
+        x = across(tick)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="var(--grid)"/>')
+        parts.append(f'<text x="{x:.1f}" y="{top - 10}" text-anchor="middle">{tick:g}</text>')
+    for place, stage in enumerate(stages):
+        y0 = top + step * place
+        weight = ' class="label"' if stage["name"] == section["weakest"] else ""
+        name = escape(_cut(stage["name"]))
+        parts.append(f'<text x="{left - 10}" y="{y0 + step / 2 + 4}" text-anchor="end"{weight}>{name}</text>')
+        for key, shift, colour, text in (
+            ("lost_here", 7, "var(--wrong)", "lost here"), ("lift", 23, "var(--c1)", "gold here alone brings"),
+        ):  # fmt: skip
+            if stage[key] is None:
+                continue
+            value, (low, high) = 100 * stage[key]["difference"], [100 * end for end in stage[key]["ci95"]]
+            start, end, middle = across(min(0, value)), across(max(0, value)), y0 + shift + 7
+            label = f"{stage['name']}, {text}: {value:+.1f} points ({low:+.1f} to {high:+.1f})"
+            parts.append(
+                f"<g><title>{escape(label)}</title>"
+                f'<rect x="{start:.1f}" y="{y0 + shift}" width="{max(end - start, 0.6):.1f}" height="14" rx="2" '
+                f'fill="{colour}"/>'
+                f'<path d="M{across(low):.1f} {middle}H{across(high):.1f}M{across(low):.1f} {middle - 3}v6'
+                f'M{across(high):.1f} {middle - 3}v6" stroke="var(--ink)" stroke-width="1.2" fill="none"/></g>'
+            )
+    zero = across(0.0)
+    parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{top + height}" stroke="var(--soft)"/>')
+    return _svg(width, top + height + 6, "Points lost in each stage", parts)
 
 
 def curves_plot(
@@ -157,6 +294,15 @@ def curves_plot(
     return _svg(width, max(top + height + 44, int(previous + 12)), f"{y_label} by {x_label}", parts)
 
 
+def _label_room(names: Iterable[str]) -> int:
+    """Returns the width in pixels that the longest of some row labels needs."""
+    return max(60, min(230, 20 + max(round(6.9 * len(_cut(name))) for name in names)))
+
+
+def _cut(name: str, most: int = 30) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def _percent_axis(left: float, top: float, right: float, height: float) -> str:
     parts = []
     for percent in (0, 25, 50, 75, 100):
@@ -187,6 +333,6 @@ def _thinned(points: Points, most: int = 400) -> Points:
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px;--w:{width:.0f}px" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )

@@ -1,12 +1,18 @@
-"""Intervals and paired tests for right-or-wrong answers, in numpy only.
+"""Intervals and paired tests for scores of 0 to 1, in numpy only.
 
 A score without its interval says little at a few hundred questions, and questions that share a story are not
 independent: an interval that forgets this is too narrow. So every function that resamples takes `groups`, and draws
-whole groups (stories) instead of single questions.
+whole groups (stories) instead of single questions. The same goes for training seeds: a system that was trained three
+times has one row of scores for each.
 
-    correct[i] of system a ──┐
-                             ├─ difference per question ─ resample stories ─ 95% interval and p-value
-    correct[i] of system b ──┘
+    score[seed, i] of system a ──┐                          ┌─ stories, with replacement ─┐
+                                 ├─ difference per cell ────┤                             ├─ mean ─ interval, p-value
+    score[seed, i] of system b ──┘                          └─ seeds, with replacement ───┘
+
+Seeds and questions are crossed, not nested: every seed answers every question. One draw takes as many stories and as
+many seeds as there are, each with replacement and independently, and averages the cells where drawn seeds meet drawn
+stories, as often as both were drawn (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007: it errs
+towards wide intervals). With one seed only stories are drawn, and the interval says nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
@@ -26,17 +33,26 @@ __all__ = [
     "accuracy_interval",
     "bootstrap_mean",
     "bootstrap_paired_difference",
+    "cohens_h",
     "design_effect",
     "mcnemar",
+    "paired_difference",
+    "resampled_means",
+    "score_interval",
+    "sign_flip_test",
     "wilson_interval",
 ]
 
 _BLOCK = 4_000_000  # drawn indices held at once: 32 MB
+_EXACT_GROUPS = 16  # up to so many, all sign patterns are counted out
+
+
+Scores = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Accuracy of a minus accuracy of b on the same questions.
+    """Mean score of a minus mean score of b on the same questions.
 
     Args:
         difference: mean(a) - mean(b), in -1..1.
@@ -121,22 +137,17 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_0
         InputError: there are no values.
     """
     array = _as_floats("values", values)
-    totals, counts = _resample(array, np.arange(len(array)), np.random.default_rng(seed), resamples)
-    low, high = np.quantile(totals / counts, [0.025, 0.975])
+    low, high = np.quantile(resampled_means(array[None, None], None, seed, resamples), [0.025, 0.975])
     return float(low), float(high)
 
 
 def bootstrap_paired_difference(
-    a: Sequence[bool],
-    b: Sequence[bool],
-    seed: int = 0,
-    resamples: int = 10_000,
-    groups: Sequence[Hashable] | None = None,
+    a: Scores, b: Scores, seed: int = 0, resamples: int = 10_000, groups: Sequence[Hashable] | None = None
 ) -> PairedDifference:
     """Compares two systems on the same questions by a paired (and, with groups, clustered) bootstrap.
 
     Args:
-        a: right or wrong of the first system, one value per question.
+        a: scores of the first system, one per question; or [seed][question], if it was trained more than once.
         b: the same of the second system, in the same order.
         seed: of the resampling; the same seed gives the same interval.
         resamples: bootstrap draws.
@@ -145,61 +156,170 @@ def bootstrap_paired_difference(
     Raises:
         InputError: the lengths differ, or there is no question.
     """
-    first, second = _as_floats("a", a), _as_floats("b", b)
-    if len(first) != len(second):
-        raise InputError(
-            "paired systems answered different numbers of questions",
-            value=f"{len(first)} and {len(second)}",
-            allowed="one answer of each system per question",
-        )
-    difference = first - second
-    index = np.arange(len(difference)) if groups is None else _group_index(groups, len(difference))
-    totals, counts = _resample(difference, index, np.random.default_rng(seed), resamples)
-    drawn = totals / counts
-    observed = float(difference.mean())
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    first, second = _pair(a, b)
+    draws = resampled_means(np.stack([first, second]), groups, seed, resamples)
+    return paired_difference(first, second, draws[0] - draws[1], groups, seed)
+
+
+def paired_difference(
+    a: Scores, b: Scores, draws: np.ndarray, groups: Sequence[Hashable] | None, seed: int
+) -> PairedDifference:
+    """Returns the difference of two systems with the interval and p-value of draws made by `resampled_means`.
+
+    Args:
+        a, b: as in `bootstrap_paired_difference`.
+        draws: resampled difference [resamples].
+        groups: those that were drawn.
+        seed: for the record.
+    """
+    first, second = _pair(a, b)
+    observed = float(first.mean() - second.mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
     # Under "no difference" the draws scatter around 0 as they do here around the observed value.
-    if np.all(difference == 0):
+    if np.array_equal(first, second):
         p_value = 1.0
     else:
-        extreme = int((np.abs(drawn - observed) >= abs(observed) - 1e-12).sum())
-        p_value = (extreme + 1) / (resamples + 1)
-    return PairedDifference(
-        observed, (float(low), float(high)), p_value, len(difference), int(index.max()) + 1, resamples, seed
-    )
+        extreme = int((np.abs(draws - observed) >= abs(observed) - 1e-12).sum())
+        p_value = (extreme + 1) / (len(draws) + 1)
+    n = first.shape[1]
+    count = n if groups is None else len(set(groups))
+    return PairedDifference(observed, (float(low), float(high)), p_value, n, count, len(draws), seed)
 
 
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+def resampled_means(
+    columns: np.ndarray, groups: Sequence[Hashable] | None, seed: int = 0, resamples: int = 10_000
+) -> np.ndarray:
+    """Returns the bootstrap means of several systems over the same draws, so that their differences are paired.
+
+    Args:
+        columns: scores [systems, seeds, questions].
+        groups: story of each question; None takes every question for itself.
+        seed: of the draws.
+        resamples: how many.
+
+    Returns:
+        [systems, resamples].
+    """
+    systems, seeds, n = columns.shape
+    index = np.arange(n) if groups is None else _group_index(groups, n)
+    count = int(index.max()) + 1
+    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in columns.reshape(-1, n)])
+    sizes = np.bincount(index, minlength=count).astype(float)
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK // count)
+    means = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = generator.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float)
+        means.append((weights @ sums.T) / (weights @ sizes)[:, None])
+    by_seed = np.concatenate(means).reshape(resamples, systems, seeds)
+    if seeds == 1:
+        return by_seed[:, :, 0].T
+    picked = np.random.default_rng([seed, 1]).integers(0, seeds, size=(resamples, seeds))
+    shares = np.stack([(picked == place).mean(axis=1) for place in range(seeds)], axis=1)  # [resamples, seeds]
+    return (by_seed * shares[:, None, :]).sum(axis=2).T
+
+
+def score_interval(
+    scores: Scores, draws: np.ndarray | None = None, groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """Returns a 95% interval of a mean score.
+
+    Right-or-wrong scores of one seed: `accuracy_interval`. Of several seeds: Wilson on as many independent questions
+    as would have the variance of the draws; where every draw is the same, on the stories of one seed. Other scores:
+    the percentiles of the draws.
+
+    Args:
+        scores: one per question, or [seed][question].
+        draws: of `resampled_means`; not needed for right-or-wrong scores of one seed.
+        groups: story of each question.
+    """
+    table = np.atleast_2d(np.asarray(scores, dtype=float))
+    binary = bool(np.isin(table, (0.0, 1.0)).all())
+    if binary and len(table) == 1:
+        return accuracy_interval(table[0].tolist(), groups)
+    if draws is None:
+        raise InputError("draws are needed for scores between 0 and 1 or of several seeds", value=table.shape)
+    if not binary:
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return float(low), float(high)
+    rate, variance = float(table.mean()), float(draws.var())
+    units = table.shape[1] if groups is None else len(set(groups))
+    effective = min(rate * (1 - rate) / variance, table.size) if variance > 0 else units
+    return wilson_interval(rate * effective, effective)
+
+
+def cohens_h(a: float, b: float) -> float:
+    """Returns Cohen's h of two shares: 0.2 is called small, 0.5 medium, 0.8 large; positive where a is greater.
+
+    Source: Cohen, "Statistical power analysis for the behavioral sciences" (1988), chapter 6.
+    """
+    return 2 * math.asin(math.sqrt(min(max(a, 0.0), 1.0))) - 2 * math.asin(math.sqrt(min(max(b, 0.0), 1.0)))
+
+
+def sign_flip_test(
+    a: Scores, b: Scores, groups: Sequence[Hashable] | None = None, seed: int = 0, resamples: int = 10_000
+) -> float:
+    """Returns the two-sided p-value of a paired permutation test: which system is which is exchanged story by story.
+
+    The differences of a story (of all its questions and seeds) are added and change their sign together. Up to 16
+    stories with a difference all patterns are counted, otherwise `resamples` are drawn.
+
+    Raises:
+        InputError: the lengths differ, or there is no question.
+    """
+    first, second = _pair(a, b)
+    cells = (first - second).sum(axis=0)
+    index = np.arange(len(cells)) if groups is None else _group_index(groups, len(cells))
+    sums = np.bincount(index, weights=cells)
+    sums = sums[np.abs(sums) > 1e-12]
+    if not len(sums):
+        return 1.0
+    observed = abs(sums.sum()) - 1e-9
+    if len(sums) <= _EXACT_GROUPS:
+        patterns = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
+        return float((np.abs((1 - 2 * patterns) @ sums) >= observed).mean())
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK // len(sums))
+    extreme = 0
+    for start in range(0, resamples, block):
+        signs = 1 - 2 * generator.integers(0, 2, size=(min(block, resamples - start), len(sums)), dtype=np.int8)
+        extreme += int((np.abs(signs @ sums) >= observed).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+def mcnemar(a: Scores, b: Scores) -> float:
     """Returns the exact two-sided McNemar p-value: a sign test on the questions where only one system is right.
+
+    It takes questions as independent, and so, with [seed][question], each answer of each seed.
 
     Raises:
         InputError: the lengths differ, or there is no question.
 
     Source: McNemar (1947); exact binomial form.
     """
-    first, second = _as_floats("a", a) > 0.5, _as_floats("b", b) > 0.5
-    if len(first) != len(second):
-        raise InputError("paired systems answered different numbers of questions", value=(len(first), len(second)))
+    first, second = (scores > 0.5 for scores in _pair(a, b))
     only_a = int((first & ~second).sum())
     only_b = int((second & ~first).sum())
     discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    tail = term = 1
+    for k in range(min(only_a, only_b)):
+        term = term * (discordant - k) // (k + 1)  # the binomial coefficient of k + 1
+        tail += term
+    return float(min(Fraction(1), Fraction(2 * tail, 2**discordant)))
 
 
-def _resample(
-    values: np.ndarray, index: np.ndarray, generator: np.random.Generator, resamples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws groups with replacement; returns sum of values and number of questions of each draw, both [resamples]."""
-    sums = np.bincount(index, weights=values)
-    sizes = np.bincount(index).astype(float)
-    block = max(1, _BLOCK // len(sums))
-    totals, counts = [], []
-    for start in range(0, resamples, block):
-        drawn = generator.integers(0, len(sums), size=(min(block, resamples - start), len(sums)))
-        totals.append(sums[drawn].sum(axis=1))
-        counts.append(sizes[drawn].sum(axis=1))
-    return np.concatenate(totals), np.concatenate(counts)
+def _pair(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as [seeds, questions]."""
+    first, second = (np.atleast_2d(_as_floats(name, scores)) for name, scores in (("a", a), ("b", b)))
+    if first.shape != second.shape:
+        raise InputError(
+            "paired systems answered different numbers of questions",
+            value=" and ".join(str(scores.shape[1]) for scores in (first, second)),
+            allowed="one answer of each system per question and seed",
+        )
+    return first, second
 
 
 def _as_floats(name: str, values: Sequence[float]) -> np.ndarray:

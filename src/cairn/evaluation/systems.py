@@ -13,11 +13,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cairn import prompts
-from cairn.engines.base import Engine, GenerationRequest, Sampling
+from cairn.engines.base import Engine, Generation, GenerationRequest, Sampling
 from cairn.errors import InputError
 from cairn.evaluation.cost import FlopsCounter
 from cairn.evaluation.tasks.babi import exact_match
@@ -28,14 +28,19 @@ from cairn.stacks.trace import Trace
 __all__ = [
     "Outcome",
     "Question",
+    "Scorer",
     "chain_answer",
+    "exact_score",
+    "first_line",
     "first_words",
     "fit_few_shot",
+    "make_outcome",
     "run_base",
     "run_single",
     "run_stack",
     "token_counter",
     "trace_stages",
+    "unread_outcome",
 ]
 
 Progress = Callable[[int, int], None]  # questions done, questions in all
@@ -52,6 +57,8 @@ class Question:
         task: for the table by task.
         inputs: the input fields, name -> text.
         answer: gold.
+        references: other right answers.
+        stages: gold hand-offs, stage -> its gold output, or one per call, as in an examples file; empty if unknown.
     """
 
     id: str
@@ -59,16 +66,20 @@ class Question:
     task: str
     inputs: Mapping[str, str]
     answer: str
+    references: tuple[str, ...] = ()
+    stages: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one system answered to one question, and what it cost.
 
     Args:
+        correct: wholly right: a score of 1.
         text: everything the system wrote for its final answer, before parsing.
         calls: model calls, retries and mapped items included.
         seconds: its share of the wall time.
+        score: how right, 0 to 1; by default 1 where it is correct and 0 elsewhere.
     """
 
     id: str
@@ -83,10 +94,23 @@ class Outcome:
     new_tokens: int
     flops: int
     seconds: float
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is None:
+            object.__setattr__(self, "score", float(self.correct))
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields as a dict."""
         return asdict(self)
+
+
+Scorer = Callable[[str, Question], float]  # answer, question -> 0 to 1
+
+
+def exact_score(answer: str, question: Question) -> float:
+    """Returns 1.0 if the answer is the gold answer or one of its references, else 0.0."""
+    return float(any(exact_match(answer, gold) for gold in (question.answer, *question.references)))
 
 
 def run_single(
@@ -98,7 +122,7 @@ def run_single(
     adapter: str | None,
     sampling: Sampling | Callable[[Question], Sampling],
     answer_of: Callable[[str], str] = prompts.parse_output,
-    correct: Callable[[str, str], bool] = exact_match,
+    score: Scorer = exact_score,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Answers every question with one call of one model.
@@ -111,7 +135,7 @@ def run_single(
         adapter: name of the adapter; None is the base.
         sampling: greedy for a comparison; the same for all systems but for max_new_tokens; may depend on the question.
         answer_of: output text -> answer (`chain_answer(names)` for a chain).
-        correct: (answer, gold) -> right or wrong.
+        score: how right an answer is.
         progress: told (done, all) after each chunk.
 
     Returns:
@@ -125,16 +149,28 @@ def run_single(
         ]
         for question, made in zip(chunk, engine.generate(requests), strict=True):
             answer = answer_of(made.text)
-            outcomes.append(
-                Outcome(
-                    question.id, question.group, question.task, question.answer, answer,
-                    correct(answer, question.answer), made.text, 1, made.prompt_tokens, made.new_tokens,
-                    flops.call(adapter, made.prompt_tokens, made.new_tokens), made.seconds,
-                )
-            )  # fmt: skip
+            spent = flops.call(adapter, made.prompt_tokens, made.new_tokens)
+            outcomes.append(make_outcome(question, answer, made.text, score, [made], spent))
         if progress:
             progress(len(outcomes), len(questions))
     return outcomes
+
+
+def make_outcome(
+    question: Question, answer: str, text: str, score: Scorer, made: Sequence[Generation], flops: int
+) -> Outcome:
+    """Returns the outcome of an answer that took these generations."""
+    value = score(answer, question)
+    return Outcome(
+        question.id, question.group, question.task, question.answer, answer, value >= 1, text, len(made),
+        sum(one.prompt_tokens for one in made), sum(one.new_tokens for one in made), flops,
+        sum(one.seconds for one in made), value,
+    )  # fmt: skip
+
+
+def unread_outcome(question: Question) -> Outcome:
+    """Returns the outcome of a question that is longer than the system's context: no answer, a score of 0."""
+    return Outcome(question.id, question.group, question.task, question.answer, "", False, "", 0, 0, 0, 0, 0.0, 0.0)
 
 
 def run_base(
@@ -146,8 +182,9 @@ def run_base(
     *,
     shots: int = 4,
     sampling: Sampling | None = None,
+    answer_of: Callable[[str], str] | None = None,
     seed: int = 0,
-    correct: Callable[[str, str], bool] = exact_match,
+    score: Scorer = exact_score,
     progress: Progress | None = None,
 ) -> tuple[list[Outcome], dict[str, float]]:
     """Answers every question with the bare base, shown solved training examples of the same task.
@@ -158,6 +195,7 @@ def run_base(
         train: where the examples come from; `fit_few_shot` says how they are chosen.
         template: of the direct comparator.
         shots: examples wanted; fewer where the context is too short for them.
+        answer_of: output text -> answer; `first_words` by default.
 
     Returns:
         The outcomes, and the mean number of examples shown by task.
@@ -173,8 +211,8 @@ def run_base(
         return prompt
 
     outcomes = run_single(
-        engine, questions, prompt_of, flops, adapter=None, sampling=sampling, answer_of=first_words, correct=correct,
-        progress=progress,
+        engine, questions, prompt_of, flops, adapter=None, sampling=sampling, answer_of=answer_of or first_words,
+        score=score, progress=progress,
     )  # fmt: skip
     return outcomes, {task: sum(used) / len(used) for task, used in shown.items()}
 
@@ -184,7 +222,8 @@ def run_stack(
     questions: Sequence[Question],
     flops: FlopsCounter,
     *,
-    correct: Callable[[str, str], bool] = exact_match,
+    given: Sequence[Mapping[str, str]] | None = None,
+    score: Scorer = exact_score,
     progress: Progress | None = None,
 ) -> tuple[list[Outcome], list[Trace]]:
     """Answers every question with a stack; every call counts, those too that the runner answered only once.
@@ -192,6 +231,7 @@ def run_stack(
     Args:
         runner: holds the stack and the engine.
         flops: counter that knows the size of every adapter of the stack.
+        given: of each question, values of stages that are not to run (see `Runner.iterate`).
 
     Returns:
         One outcome and one trace per question, in order.
@@ -199,14 +239,14 @@ def run_stack(
     outcomes: list[Outcome] = []
     traces: list[Trace] = []
     inputs, ids = [dict(question.inputs) for question in questions], [question.id for question in questions]
-    for question, trace in zip(questions, runner.iterate(inputs, ids=ids), strict=True):
-        totals = trace.totals
+    for question, trace in zip(questions, runner.iterate(inputs, ids=ids, given=given), strict=True):
+        totals, value = trace.totals, score(trace.answer, question)
         answer_stage = trace.stage(runner.spec.answer_stage)
         outcomes.append(
             Outcome(
-                question.id, question.group, question.task, question.answer, trace.answer,
-                correct(trace.answer, question.answer), answer_stage.calls[-1].output if answer_stage.calls else "",
-                totals.calls, totals.prompt_tokens, totals.new_tokens, _trace_flops(trace, flops), totals.seconds,
+                question.id, question.group, question.task, question.answer, trace.answer, value >= 1,
+                answer_stage.calls[-1].output if answer_stage.calls else "", totals.calls, totals.prompt_tokens,
+                totals.new_tokens, _trace_flops(trace, flops), totals.seconds, value,
             )
         )  # fmt: skip
         traces.append(trace)
@@ -218,7 +258,7 @@ def run_stack(
 def _trace_flops(trace: Trace, flops: FlopsCounter) -> int:
     total = 0
     for record in trace.stages:
-        for call in record.calls:
+        for call in record.calls if record.by == "model" else []:
             tries = 1 + len(call.rejected)  # the tokens of all tries are summed: every try reads the same prompt
             total += tries * flops.call(record.adapter, call.prompt_tokens // tries, round(call.new_tokens / tries))
     return total
@@ -233,12 +273,14 @@ def trace_stages(spec: StackSpec, trace: Trace) -> list[dict[str, Any]]:
             {
                 "name": record.name,
                 "kind": record.kind,
+                "by": record.by,
                 "over": stage.over,
                 "value": record.value,
                 "prompt": record.calls[0].prompt if record.calls else "",
                 "kept": None if stage.keep is None else [i for i, call in enumerate(record.calls) if call.kept],
                 "calls": [
-                    {"item": call.item, "output": call.value, "violations": call.violations} for call in record.calls
+                    {"item": call.item, "state": call.state, "output": call.value, "violations": call.violations}
+                    for call in record.calls
                 ],
             }
         )
@@ -293,6 +335,11 @@ def chain_answer(names: Sequence[str]) -> Callable[[str], str]:
 def first_words(text: str) -> str:
     """Returns the output up to the end of its first line or sentence."""
     return re.split(r"[\n.?!]", prompts.parse_output(text), maxsplit=1)[0].strip()
+
+
+def first_line(text: str) -> str:
+    """Returns the output up to the end of its first line."""
+    return prompts.parse_output(text).split("\n")[0].strip()
 
 
 def token_counter(engine: Engine) -> Callable[[str], int]:

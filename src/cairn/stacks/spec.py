@@ -6,94 +6,29 @@
         │                                                              │
         └─> answer   once, reads [mention]  <─────────────────────────┘   (the inputs are always at hand too)
 
-A field is an input or the name of an earlier stage. `load_stack` reads `stack.yaml` and reports all faults in one
-error; `check_artifacts` looks at the files of a trained stack folder.
+A field is an input or the name of an earlier stage. `load_stack` reads `stack.yaml`, or the `stack` section of an
+experiment, and reports all faults in one error; `check_artifacts` looks at the files of a trained stack folder. What a
+single stage is stands in stage.py, what can be wrong in faults.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
 from cairn import prompts
-from cairn.config import StrictModel, load_config
-from cairn.contracts import ChoicesContract, Contract, CopiedContract, FreeContract, check, normalise, quoted_words
-from cairn.engines.base import Sampling
-from cairn.errors import ConfigError, did_you_mean
+from cairn.config import StrictModel, load_config, read_yaml
+from cairn.errors import ConfigError, InputError
+from cairn.stacks.faults import stack_faults, unknown_name
+from cairn.stacks.stage import Loop, Name, StageCall, StageSpec
 
 __all__ = ["StackSpec", "StageCall", "StageSpec", "adapter_folder", "check_artifacts", "check_budgets", "load_stack"]
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 _NEXT_FAULT = "\n  - "
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class StageCall:
-    """One call of a stage: its prompt, and the item if the stage maps."""
-
-    prompt: str
-    item: str | None = None
-
-
-class StageSpec(StrictModel):
-    """One step of a stack.
-
-    Args:
-        name: of the stage and of the field it makes.
-        prompt: template over `reads`, the stack's inputs and, for a map stage, `{item}` (see `prompts.render`).
-        kind: "once", or "map" over the items of the field `over`.
-        over: the field that a map stage cuts into items.
-        split: how it is cut: "lines" or "sentences".
-        keep: of a map stage, keep the ITEMS whose output equals this, in order; None joins the outputs.
-        join: put between the items kept or the outputs joined.
-        empty: the stage's value if no item is left.
-        reads: earlier stages that the prompt uses; the stack's inputs are always at hand.
-        contract: what each output promises (see `contracts`).
-        sampling: how tokens are chosen.
-        adapter: name of the adapter, the stage's own by default; two stages may share one.
-        retries: how often an output that breaks its contract is asked for again, 0 to 3.
-        constrain: hold the output to the contract's choices while it is written.
-    """
-
-    name: Name
-    prompt: str = Field(min_length=1)
-    kind: Literal["once", "map"] = "once"
-    over: str | None = None
-    split: prompts.Split = "lines"
-    keep: str | None = None
-    join: str = "\n"
-    empty: str = "none"
-    reads: list[str] = []
-    contract: Contract = FreeContract()
-    sampling: Sampling = Sampling()
-    adapter: Name | None = None
-    retries: int = Field(default=1, ge=0, le=3)
-    constrain: bool = False
-
-    _quoted = field_validator("keep", "empty", mode="before")(quoted_words)
-
-    @property
-    def adapter_name(self) -> str:
-        """The adapter this stage runs with."""
-        return self.adapter or self.name
-
-    def value(self, fields: Mapping[str, str], items: Sequence[str] | None, outputs: Sequence[str]) -> str:
-        """Returns the stage's value.
-
-        Args:
-            fields: what the stage saw.
-            items: what it mapped over; None if it ran once.
-            outputs: parsed outputs, one, or one per item.
-        """
-        if items is None:
-            return normalise(self.contract, outputs[0])
-        values = [normalise(self.contract, output) for output in outputs]
-        return prompts.combine_outputs(items, values, keep=self.keep, join=self.join, empty=self.empty)
 
 
 class StackSpec(StrictModel):
@@ -128,7 +63,7 @@ class StackSpec(StrictModel):
 
     @model_validator(mode="after")
     def _whole(self) -> StackSpec:
-        faults = _graph_faults(self)
+        faults = stack_faults(self)
         if faults:
             raise ValueError(_NEXT_FAULT.join(faults))
         return self
@@ -170,135 +105,106 @@ class StackSpec(StrictModel):
             if stage.name == name:
                 return stage
         names = [stage.name for stage in self.stages]
-        raise ConfigError(self.name, [f"no stage {_unknown(name, names)}"])
+        raise ConfigError(self.name, [f"no stage {unknown_name(name, names)}"])
 
     def adapter_names(self) -> list[str]:
-        """Returns the adapters that the stages use, each once, in order of first use."""
-        return list(dict.fromkeys(stage.adapter_name for stage in self.stages))
+        """Returns the adapters that the stages use, each once, in order of first use; rules have none."""
+        return list(dict.fromkeys(stage.adapter_name for stage in self.stages if stage.adapter_name is not None))
 
     def stages_of(self, adapter: str) -> list[StageSpec]:
         """Returns the stages that run with an adapter."""
         return [stage for stage in self.stages if stage.adapter_name == adapter]
 
-    def calls(self, stage: StageSpec, fields: Mapping[str, str]) -> list[StageCall]:
-        """Returns the calls of one stage: the one place where fields become prompts, in training and serving.
-
-        A map stage over a field that holds its maker's `empty` text has no items and makes no call.
-
-        Args:
-            stage: one of this stack's.
-            fields: the inputs and the values of the earlier stages.
-
-        Raises:
-            InputError: a field is missing or has no text.
-        """
-        items = self.items(stage, fields)
-        texts = prompts.expand(stage.prompt, fields, items)
-        if items is None:
-            return [StageCall(prompt=texts[0])]
-        return [StageCall(prompt=text, item=item) for text, item in zip(texts, items, strict=True)]
+    def seen(self, stage: StageSpec, fields: Mapping[str, str]) -> dict[str, str]:
+        """Returns the fields that a stage sees: the inputs and what it reads."""
+        return {name: fields[name] for name in (*self.inputs, *stage.reads) if name in fields}
 
     def items(self, stage: StageSpec, fields: Mapping[str, str]) -> list[str] | None:
-        """Returns the items that a map stage runs over, none if its field is its maker's `empty`; None for once.
+        """Returns the items that a stage runs over; None if it has no `over`.
+
+        There are none if the field holds the `empty` text of the stage that made it.
 
         Raises:
             InputError: the field is missing or has no text.
         """
-        if stage.kind == "once" or stage.over is None:
+        if stage.over is None:
             return None
         text = prompts.field_text(stage.over, fields)
-        for maker in self.stages:
-            if maker.name == stage.over and maker.kind == "map" and text == maker.empty:
-                return []
+        if any(maker.name == stage.over and maker.empty == text for maker in self.stages):
+            return []
         return prompts.split_items(text, stage.split)
 
+    def loop(self, stage: StageSpec, fields: Mapping[str, str]) -> Loop:
+        """Returns the loop of a repeat stage on one question, at its start.
 
-def _graph_faults(spec: StackSpec) -> list[str]:
-    faults: list[str] = []
-    names = [stage.name for stage in spec.stages]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        faults.append(f"stage {name!r} is there {names.count(name)} times, allowed: distinct names")
-    for name in dict.fromkeys(name for name in spec.inputs if spec.inputs.count(name) > 1):
-        faults.append(f"input {name!r} is there {spec.inputs.count(name)} times, allowed: distinct names")
-    for name in [name for name in (*names, *spec.inputs) if name == "item"]:
-        faults.append(f"{name!r} is the item of a map stage, allowed: any other name")
-    for name in set(names) & set(spec.inputs):
-        faults.append(f"stage {name!r} has the name of an input, allowed: distinct names")
-    earlier: list[str] = []
-    for stage in spec.stages:
-        faults += [f"stage {stage.name}: {fault}" for fault in _stage_faults(stage, spec, earlier, names)]
-        earlier.append(stage.name)
-    if spec.output is not None and spec.output not in names:
-        faults.append(f"output: no stage {_unknown(spec.output, names)}")
-    faults += [f"chain: no stage {_unknown(name, names)}" for name in spec.chain or [] if name not in names]
-    if spec.chain is not None and spec.answer_stage not in spec.chain[-1:]:
-        faults.append(f"chain: must end with the answer's stage {spec.answer_stage!r}")
-    if spec.direct_prompt is not None:
-        faults += _template_faults("direct_prompt", spec.direct_prompt, list(spec.inputs))
-    return faults
+        Raises:
+            InputError: a field that it reads is missing or has no text.
+        """
+        return Loop(stage, self.seen(stage, fields), self.items(stage, fields))
 
+    def calls(
+        self, stage: StageSpec, fields: Mapping[str, str], outputs: Sequence[str] | None = None
+    ) -> list[StageCall]:
+        """Returns the calls of one stage, as training and serving make them.
 
-def _stage_faults(stage: StageSpec, spec: StackSpec, earlier: list[str], names: list[str]) -> list[str]:
-    known = [*spec.inputs, *earlier]
-    faults = []
-    for place, name in [*(("reads", name) for name in stage.reads), *([("over", stage.over)] if stage.over else [])]:
-        if name in known:
-            continue
-        if name == stage.name:
-            faults.append(f"{place} {name!r} is the stage itself, allowed: {', '.join(known)}")
-        elif name in names:
-            faults.append(f"{place} {name!r} is a later stage (a cycle), allowed: {', '.join(known)}")
-        else:
-            faults.append(f"{place} unknown field {_unknown(name, known)}")
-    if stage.kind == "map" and stage.over is None:
-        faults.append(f"kind map needs over: the field to cut into items, allowed: {', '.join(known)}")
-    if stage.kind == "once":
-        for key in ("over", "keep"):
-            if getattr(stage, key) is not None:
-                faults.append(f"{key} is for kind map, but kind is once")
-    readable = [*spec.inputs, *(name for name in stage.reads if name in earlier)]
-    visible = [*readable, *(["item"] if stage.kind == "map" else [])]
-    faults += _template_faults("prompt", stage.prompt, visible, earlier)
-    if stage.kind == "map" and not prompts.template_faults(stage.prompt):
-        if "item" not in prompts.template_fields(stage.prompt):
-            faults.append("prompt of a map stage must read {item}, else every call is the same")
-    if isinstance(stage.contract, CopiedContract):
-        for name in stage.contract.fields:
-            if name not in visible:
-                faults.append(f"contract copies from {_unknown(name, visible)}; a field must be read to be copied")
-    if stage.keep is not None and not isinstance(stage.contract, CopiedContract):
-        if normalise(stage.contract, stage.keep) != stage.keep or check(stage.contract, stage.keep):
-            allowed = ", ".join(getattr(stage.contract, "values", [])) or "what the contract allows"
-            faults.append(f"keep {stage.keep!r} is not a value that its contract allows, allowed: {allowed}")
-    if stage.constrain and not isinstance(stage.contract, ChoicesContract):
-        faults.append(f"constrain needs a contract of kind choices, but it is {stage.contract.kind}")
-    return faults
+        Args:
+            stage: one of this stack's.
+            fields: the inputs and the values of the earlier stages, gold or made.
+            outputs: of a repeat stage, what its calls wrote or should write, in order: each call sees the state that
+                the outputs before it leave. Other stages do not need them.
+
+        Raises:
+            InputError: a field is missing or has no text, or the outputs of a repeat stage are not given.
+        """
+        if stage.kind != "repeat":
+            seen, items = self.seen(stage, fields), self.items(stage, fields)
+            return [stage.call(seen)] if items is None else [stage.call(seen, item) for item in items]
+        if outputs is None:
+            raise InputError(
+                "what a repeat stage is asked depends on what it wrote", value=stage.name,
+                next="give its outputs in call order, or drive loop(stage, fields)",
+            )  # fmt: skip
+        loop, calls = self.loop(stage, fields), []
+        for output in outputs:
+            call = loop.next()
+            if call is None:
+                break
+            calls.append(call)
+            loop.take(output)
+        return calls
+
+    def rule_outputs(self, stage: StageSpec, fields: Mapping[str, str]) -> list[str]:
+        """Returns the outputs of a rule stage in call order, as an example would list them.
+
+        Raises:
+            InputError: the rule failed, its loop did not end by itself, or a field is missing.
+        """
+        if stage.kind != "repeat":
+            return [stage.parse(stage.answer(call)) for call in self.calls(stage, fields)]
+        loop = self.loop(stage, fields)
+        while (call := loop.next()) is not None:
+            loop.take(stage.parse(stage.answer(call)))
+        if loop.broken is not None:
+            raise InputError(f"rule {stage.rule} {loop.broken}")
+        return loop.outputs
 
 
-def _template_faults(place: str, template: str, visible: list[str], earlier: Sequence[str] = ()) -> list[str]:
-    faults = [f"{place}: {fault}" for fault in prompts.template_faults(template)]
-    if faults:
-        return faults
-    for name in prompts.template_fields(template):
-        if name in visible:
-            continue
-        if name in earlier:
-            faults.append(f"{place} uses {{{name}}}, which is not among its reads; add it there")
-        else:
-            faults.append(f"{place} uses unknown field {_unknown(name, visible)}")
-    return faults
+class _Experiment(BaseModel):
+    """The part of an experiment's recipe that is a stack; `cairn compare` checks the rest."""
 
+    model_config = ConfigDict(extra="ignore")
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    return f"{name!r}{did_you_mean(name, known)}, allowed: {', '.join(known)}"
+    recipe: str
+    stack: StackSpec
 
 
 def load_stack(path: str | Path, overrides: Sequence[str] = ()) -> StackSpec:
     """Reads a stack and checks it whole, before any weight is loaded.
 
     Args:
-        path: `stack.yaml`, or the folder that holds it.
-        overrides: `key.path=value` texts.
+        path: `stack.yaml`, the folder that holds it, or a recipe with `recipe: experiment`, of which the section
+            `stack` is taken. Relative paths in it count from the file's folder.
+        overrides: `key.path=value` texts, with keys as in stack.yaml.
 
     Raises:
         ConfigError: the file cannot be read, or anything in it is wrong: all faults at once.
@@ -310,12 +216,22 @@ def load_stack(path: str | Path, overrides: Sequence[str] = ()) -> StackSpec:
             str(path), ["no stack there"], next="give a folder with a stack.yaml; `cairn finetune STACK.yaml` makes one"
         )
     try:
-        spec = load_config(StackSpec, file, overrides)
+        if read_yaml(file).get("recipe") == "experiment":
+            spec = load_config(_Experiment, file, [f"stack.{override}" for override in overrides]).stack
+        else:
+            spec = load_config(StackSpec, file, overrides)
     except ConfigError as error:  # the graph's faults come as one text: one line each
-        faults = [line for fault in error.faults for line in fault.removeprefix("(whole file): ").split(_NEXT_FAULT)]
+        faults = [f"{place}{line}" for place, text in map(_place, error.faults) for line in text.split(_NEXT_FAULT)]
         raise ConfigError(error.source, faults, next=error.next) from None
     spec._folder = file.resolve().parent
     return spec
+
+
+def _place(fault: str) -> tuple[str, str]:
+    """Takes a fault apart: what stands before each of its lines, and the lines."""
+    if fault.startswith("stack: "):  # an experiment's
+        return "stack: ", fault.removeprefix("stack: ")
+    return "", fault.removeprefix("(whole file): ")
 
 
 def adapter_folder(folder: str | Path, adapter: str) -> Path:
@@ -360,16 +276,24 @@ def check_artifacts(spec: StackSpec, folder: str | Path | None = None) -> dict[s
 def check_budgets(spec: StackSpec, context_tokens: int) -> None:
     """Checks that every stage's output fits the context beside at least as long a prompt.
 
+    The state of a repeat stage is an output that its next prompt holds: both must fit, each at its longest. Rules
+    read no context.
+
     Raises:
         ConfigError: a stage may write more than the model's context holds.
     """
-    faults = [
-        f"stage {stage.name}: max_new_tokens {stage.sampling.max_new_tokens} leaves no room for a prompt in a context"
-        f" of {context_tokens} tokens, allowed: at most {context_tokens - 1}"
-        for stage in spec.stages
-        if stage.sampling.max_new_tokens >= context_tokens
-    ]
+    faults = []
+    for stage in spec.stages:
+        if stage.prompt is None:
+            continue
+        tokens = stage.sampling.max_new_tokens
+        grows = stage.kind == "repeat" and "state" in prompts.template_fields(stage.prompt)
+        most = (context_tokens - 1) // 2 if grows else context_tokens - 1
+        if tokens > most:
+            why = ", where {state} may hold as many and as many are written," if grows else ""
+            faults.append(
+                f"stage {stage.name}: max_new_tokens {tokens} leaves no room for a prompt in a context of"
+                f" {context_tokens} tokens{why}, allowed: at most {most}"
+            )
     if faults:
         raise ConfigError(spec.name, faults, next="lower sampling.max_new_tokens, or take a base with a longer context")
-
-

@@ -23,18 +23,20 @@ class Call:
     """One call of a stage.
 
     Args:
-        prompt: what was asked.
-        output: what the model wrote, as it was used.
+        prompt: what was asked; empty for a rule.
+        output: what the model wrote or the rule said, as it was used.
         value: the field value in it.
-        item: what a map stage looked at.
-        kept: of a stage with `keep`, whether the item was kept.
-        violations: what the output breaks of its contract, after all retries.
+        item: what a stage with `over` looked at.
+        kept: of a stage with `keep`, whether the item was kept; of a loop with a stop value, False for that.
+        violations: what the output breaks of its contract, after all retries; how a rule failed; of the last call of
+            a loop, also that the loop did not end by itself.
         rejected: outputs that were asked for again, in order.
         prompt_tokens: read, in all attempts.
         new_tokens: written, in all attempts.
         seconds: of the engine, in all attempts.
         shared: the same request was already answered in this wave, so that nothing was computed; its tokens count
             all the same.
+        state: of a repeat stage, the `{state}` that the call saw.
     """
 
     prompt: str
@@ -48,28 +50,50 @@ class Call:
     new_tokens: int = 0
     seconds: float = 0.0
     shared: bool = False
+    state: str | None = None
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage: its calls and the hand-off they make."""
+    """One stage: its calls and the hand-off they make.
+
+    Args:
+        name: of the stage.
+        kind: once, map or repeat.
+        adapter: that it ran with; None for the bare base, and for a stage that asked no model.
+        value: the hand-off.
+        calls: in order.
+        by: who made it: "model", "rule", or "given" if it was not run.
+        rule: the rule's name.
+    """
 
     name: str
     kind: str
     adapter: str | None
     value: str
     calls: list[Call] = field(default_factory=list)
+    by: str = "model"
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all calls; `calls` counts every attempt, `calls_run` those that were computed."""
+    """Sums over all calls.
+
+    Args:
+        calls: of a model, every attempt.
+        calls_run: those of them that were computed.
+        prompt_tokens, new_tokens: read and written by models; a rule has none.
+        seconds: of models and rules.
+        rule_calls: of rules.
+    """
 
     calls: int
     calls_run: int
     prompt_tokens: int
     new_tokens: int
     seconds: float
+    rule_calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,9 +127,9 @@ class Trace:
 
     @property
     def violations(self) -> list[str]:
-        """Every broken promise, as `stage: message` or `stage[item number]: message`."""
+        """Every broken promise, as `stage: message`, or `stage[call number]: message` where there may be many calls."""
         return [
-            f"{record.name}{f'[{place}]' if call.item is not None else ''}: {message}"
+            f"{record.name}{f'[{place}]' if record.kind != 'once' else ''}: {message}"
             for record in self.stages
             for place, call in enumerate(record.calls)
             for message in call.violations
@@ -114,13 +138,15 @@ class Trace:
     @property
     def totals(self) -> Totals:
         """Sums over all calls."""
-        calls = [call for record in self.stages for call in record.calls]
+        calls = [call for record in self.stages if record.by == "model" for call in record.calls]
+        by_rules = [call for record in self.stages if record.by == "rule" for call in record.calls]
         return Totals(
             calls=sum(1 + len(call.rejected) for call in calls),
             calls_run=sum(1 + len(call.rejected) for call in calls if not call.shared),
             prompt_tokens=sum(call.prompt_tokens for call in calls),
             new_tokens=sum(call.new_tokens for call in calls),
-            seconds=sum(call.seconds for call in calls),
+            seconds=sum(call.seconds for call in [*calls, *by_rules]),
+            rule_calls=len(by_rules),
         )
 
 
@@ -147,29 +173,31 @@ def from_json(line: str) -> Trace:
 
 
 def format_stage(record: StageRecord, number: int, width: int = 100) -> str:
-    """Returns one stage as text: what it saw, item by item, and what it hands on.
+    """Returns one stage as text: what it saw, item by item or call by call, and what it hands on.
 
-    Items that a stage keeps are marked with `*`; a broken promise stands below its output, marked with `!`.
+    Items that a stage keeps are marked with `*`; the calls of a loop are numbered below the state it starts from; a
+    broken promise stands below its output, marked with `!`.
 
     Args:
         record: the stage.
         number: its place in the stack, from 1.
         width: of a line, in characters.
     """
-    adapter = "" if record.adapter in (None, record.name) else f", adapter {record.adapter}"
-    head = f"{number} {record.name}"
-    if record.kind == "once":
-        lines = [f"{head}{adapter and '  (' + adapter[2:] + ')'}"]
-    else:
-        count = len(record.calls)
-        kept = sum(call.kept is True for call in record.calls)
-        keeps = any(call.kept is not None for call in record.calls)
-        some = f"{kept} of {count} items kept" if keeps else f"{count} item{'' if count == 1 else 's'}"
-        lines = [f"{head}  ({some}{adapter})"]
-    room = max((len(call.value) for call in record.calls if call.item is not None), default=0)
-    room = min(max(room, 1), width // 3)
-    for call in record.calls:
-        if call.item is not None:
+    notes = [_counted(record)] if record.kind != "once" and record.by != "given" else []
+    if record.by == "given":
+        notes.append("given, not run")
+    elif record.by == "rule":
+        notes.append(f"rule {record.rule}")
+    elif record.adapter not in (None, record.name):
+        notes.append(f"adapter {record.adapter}")
+    lines = [f"{number} {record.name}" + (f"  ({', '.join(notes)})" if notes else "")]
+    if record.kind == "repeat" and record.calls:
+        lines.append(_wrap("    ", f"from: {record.calls[0].state}", width))
+    room = min(max([1, *(len(call.value) for call in record.calls)]), width // 3)
+    for place, call in enumerate(record.calls, start=1):
+        if record.kind == "repeat":
+            lines += _step(f"{place:>3} ", call, room, width)
+        elif call.item is not None:
             lines += _pair("  * " if call.kept else "    ", call.item, call.value, room, width)
         lines += [_wrap("  ! ", message, width) for message in call.violations]
         if call.rejected:
@@ -178,13 +206,32 @@ def format_stage(record: StageRecord, number: int, width: int = 100) -> str:
     return "\n".join(lines)
 
 
+def _counted(record: StageRecord) -> str:
+    count, kept = len(record.calls), sum(call.kept is True for call in record.calls)
+    if record.kind == "repeat":
+        stopped = ", stopped by itself" if count and record.calls[-1].kept is False else ""
+        return f"{count} call{'' if count == 1 else 's'}{stopped}"
+    if any(call.kept is not None for call in record.calls):
+        return f"{kept} of {count} items kept"
+    return f"{count} item{'' if count == 1 else 's'}"
+
+
+def _step(mark: str, call: Call, room: int, width: int) -> list[str]:
+    """One call of a loop: its item with the output beside it, or below it if it is long; the output alone if none."""
+    if call.item is None:
+        return [_wrap(mark, call.value, width)]
+    if len(call.value) <= room:
+        return _pair(mark, call.item, call.value, room, width)
+    return [_wrap(mark, call.item, width), _wrap(" " * len(mark) + "= ", call.value, width)]
+
+
 def _pair(mark: str, item: str, value: str, room: int, width: int) -> list[str]:
     """Item on the left, wrapped; value on the right of its first line."""
     left = textwrap.wrap(item, max(width - len(mark) - room - 2, 20)) or [""]
     shown = " ".join(value.split())
     shown = shown if len(shown) <= room else shown[: room - 1] + "…"
     longest = max(width - len(mark) - room - 2, 20)
-    return [f"{mark}{left[0]:<{longest}}  {shown}".rstrip(), *(f"    {line}" for line in left[1:])]
+    return [f"{mark}{left[0]:<{longest}}  {shown}".rstrip(), *(f"{' ' * len(mark)}{line}" for line in left[1:])]
 
 
 def _wrap(mark: str, text: str, width: int) -> str:
@@ -205,7 +252,9 @@ def format_totals(traces: Sequence[Trace]) -> str:
     totals = [trace.totals for trace in traces]
     calls, seconds = sum(t.calls for t in totals), sum(t.seconds for t in totals)
     read, written = sum(t.prompt_tokens for t in totals), sum(t.new_tokens for t in totals)
-    return f"{calls:,} calls, {read:,} tokens read, {written:,} written, {seconds:.2f} s"
+    rules = sum(t.rule_calls for t in totals)
+    by_rules = f" and {rules:,} of rules" if rules else ""
+    return f"{calls:,} calls{by_rules}, {read:,} tokens read, {written:,} written, {seconds:.2f} s"
 
 
 def format_trace(trace: Trace, width: int = 100) -> str:

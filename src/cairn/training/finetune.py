@@ -2,7 +2,8 @@
 
     pairs ─ encode ─ plan of batches ─┐
     base (frozen) ─ LoRA put in ──────┴─ training loop ─ PEFT folder + cairn_adapter.json, whole or not at all
-                  └─ LoRA taken out again: the same base, bit for bit, for the next adapter
+                    fresh, or with    └─ LoRA taken out again: the same base, bit for bit, for the next adapter
+                    an earlier one's weights
 
 A finished adapter is recognised by its card (same base, pairs and settings, weights unharmed) and not trained
 again; an interrupted one goes on from the loop's checkpoint and ends with the same weights.
@@ -33,14 +34,15 @@ from cairn.training.checkpoint import latest_checkpoint
 from cairn.training.completions import choose_objective, completion_scores, greedy_text
 from cairn.training.finetune_plan import FinetuneConfig
 from cairn.training.loop import LoopConfig, train
-from cairn.training.lora import quick_training, with_adapter
+from cairn.training.lora import quick_training, start_from, with_adapter
 from cairn.training.objectives import Objective
 from cairn.training.optim import OptimizerConfig, ScheduleConfig, build_optimizers
 
-__all__ = ["AdapterResult", "finished_adapter", "train_adapter"]
+__all__ = ["AdapterResult", "AdapterRun", "adapter_run", "finished_adapter", "train_adapter"]
 
 _WEIGHTS = "adapter_model.safetensors"
 _PROBE_PAIRS = 4  # pairs on which the objective is chosen
+_EVALUATIONS = 4  # of an adapter whose settings do not say after how many steps; one more if 4 does not divide them
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class AdapterResult:
         validation_loss: the same over the held-out pairs; None without any.
         exact_match: share of held-out pairs that greedy decoding writes exactly; None without any.
         seconds: of training, all restarts together, evaluation left out.
+        curve: step, validation_loss and exact_match of every evaluation; empty without held-out pairs.
     """
 
     name: str
@@ -72,15 +75,31 @@ class AdapterResult:
     validation_loss: float | None
     exact_match: float | None
     seconds: float
+    curve: list[dict[str, Any]]
 
 
-class _AdapterRun(StrictModel):
+class AdapterRun(StrictModel):
     """Everything that decides the weights of an adapter: two runs are the same if these are equal."""
 
     name: str
     config: FinetuneConfig
     base: dict[str, Any]
     pairs_sha256: str
+    start_sha256: str | None
+
+
+def adapter_run(
+    name: str,
+    config: FinetuneConfig,
+    identity: Mapping[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    start: str | Path | None = None,
+) -> AdapterRun:
+    """Returns what decides the weights of an adapter, from what `train_adapter` is given."""
+    return AdapterRun(
+        name=name, config=config, base=dict(identity), pairs_sha256=sha256_json([[list(p) for p in pairs], len(pairs)]),
+        start_sha256=sha256_file(Path(start) / _WEIGHTS) if start is not None else None,
+    )  # fmt: skip
 
 
 def train_adapter(
@@ -94,8 +113,10 @@ def train_adapter(
     validation: Sequence[tuple[str, str]] = (),
     base: Mapping[str, Any] | None = None,
     name: str | None = None,
+    title: str | None = None,
     run: str | Path | None = None,
     card: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
 ) -> AdapterResult:
     """Trains one LoRA adapter, or finds it trained already, and leaves the base as it was.
 
@@ -109,13 +130,16 @@ def train_adapter(
         validation: held-out pairs, scored at every evaluation.
         base: identity of the base for the card (`identity.base_identity`); by default that of the model in memory.
         name: of the adapter; by default the folder's name.
+        title: of its progress lines; by default its name.
         run: run folder for settings, metrics and checkpoints; by default `.NAME.run` beside `out`.
         card: further facts for cairn_adapter.json.
+        start: a finished adapter of the same shape whose weights this one starts with; by default it starts fresh.
 
     Raises:
         DataError: no pairs, a pair longer than the context, or a budget that does not reach for one.
         ConfigError: `out` or `run` holds the work of other settings; or `lora.targets` names no layer.
         CheckpointError: a checkpoint in `run` is damaged.
+        AdapterError: `start` has another shape.
         StorageError: the disk is full or may not be written.
         EngineError: the loss is not finite.
         KeyboardInterrupt: interrupted; the next call goes on from a checkpoint.
@@ -124,9 +148,7 @@ def train_adapter(
     name = name or out.name
     folder = Path(run) if run is not None else out.with_name(f".{out.name}.run")
     identity = dict(base) if base is not None else model_identity(model, tokenizer)
-    settings = _AdapterRun(
-        name=name, config=config, base=identity, pairs_sha256=sha256_json([[list(pair) for pair in pairs], len(pairs)])
-    )
+    settings = adapter_run(name, config, identity, pairs, start)
     found = finished_adapter(out, settings)
     if found is not None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -150,6 +172,8 @@ def train_adapter(
         with_adapter(model, config.lora, config.seed) as adapter,
         quick_training(model, autocast=config.precision == "bf16"),
     ):
+        if start is not None:
+            start_from(adapter, start)
         numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         evaluate = _Evaluation(model, tokenizer, held_out, config, pad_id, objective)
         done = train(
@@ -164,25 +188,30 @@ def train_adapter(
             LoopConfig(
                 grad_clip=config.clip,
                 autocast="bf16" if config.precision == "bf16" else "none",
-                eval_every=config.evaluate_every,
+                eval_every=config.evaluate_every or max(1, batches.steps // _EVALUATIONS),
                 checkpoint_every=config.checkpoint_every,
                 keep=1,
             ),
             records,
             evaluate=evaluate if held_out else None,
-            title=name,
+            title=title or name,
             pad_token_id=pad_id,
         )
         scores = evaluate(done.steps) if held_out else {}
         result = AdapterResult(
             name=name, trained_parameters=numbers, training_tokens=batches.tokens, steps=done.steps,
             epochs=batches.epochs, pairs=len(pairs), loss=done.loss, validation_loss=scores.get("validation_loss"),
-            exact_match=scores.get("exact_match"), seconds=round(done.seconds, 3),
+            exact_match=scores.get("exact_match"), seconds=round(done.seconds, 3), curve=_curve(records),
         )  # fmt: skip
         _save(adapter, out, settings, result, dict(card or {}))
     shutil.rmtree(records.path / "checkpoints", ignore_errors=True)
     records.finish(["metrics.jsonl"])
     return result
+
+
+def _curve(records: RunFolder) -> list[dict[str, Any]]:
+    keys = ("step", "validation_loss", "exact_match")
+    return [{key: row[key] for key in keys} for row in records.metrics() if "exact_match" in row]
 
 
 class _Evaluation:
@@ -224,7 +253,7 @@ class _Evaluation:
 
 
 def _save(
-    adapter: PeftModel, out: Path, settings: _AdapterRun, result: AdapterResult, further: dict[str, Any]
+    adapter: PeftModel, out: Path, settings: AdapterRun, result: AdapterResult, further: dict[str, Any]
 ) -> None:
     adapter.peft_config["default"].base_model_name_or_path = settings.base.get("name")
     with atomic_folder(out) as temporary:
@@ -244,11 +273,11 @@ def _save(
         write_text(temporary / "README.md", _adapter_card(settings, result))
 
 
-def _fingerprint(settings: _AdapterRun) -> str:
+def _fingerprint(settings: AdapterRun) -> str:
     return sha256_json(settings.model_dump(mode="json"))
 
 
-def _adapter_card(settings: _AdapterRun, result: AdapterResult) -> str:
+def _adapter_card(settings: AdapterRun, result: AdapterResult) -> str:
     return (
         f"# {settings.name}\n\nA LoRA adapter (PEFT) for the base `{settings.base.get('name')}`, trained by "
         f"`cairn finetune`: {result.trained_parameters:,} trained parameters, {result.training_tokens:,} tokens, "
@@ -257,7 +286,7 @@ def _adapter_card(settings: _AdapterRun, result: AdapterResult) -> str:
     )
 
 
-def finished_adapter(out: str | Path, settings: _AdapterRun) -> AdapterResult | None:
+def finished_adapter(out: str | Path, settings: AdapterRun) -> AdapterResult | None:
     """Returns the result in an adapter folder if it was trained whole with these settings; None if it must be trained.
 
     A damaged folder counts as not trained, with a warning in the log.

@@ -14,23 +14,26 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from cairn.errors import ConfigError
+from cairn.errors import AdapterError, ConfigError
 from cairn.training.finetune_plan import LoraSettings
 
-__all__ = ["quick_training", "trained_parameters", "with_adapter"]
+__all__ = ["joint_lora", "quick_training", "start_from", "trained_parameters", "with_adapter"]
 
 _FLOAT32_ATTENTION = "cairn_sdpa_float32"
 
@@ -45,7 +48,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Itera
         seed: of its first weights, and of torch's global generator inside the body (dropout).
 
     Raises:
-        ConfigError: `lora.targets` names no layer of the base.
+        ConfigError: `lora.targets` or `lora.ranks` names no layer of the base.
     """
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -53,11 +56,13 @@ def with_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Itera
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of a name that transformers renames
+                warnings.simplefilter("ignore", RuntimeWarning)  # of `ranks`, which are checked below
                 adapter = get_peft_model(
                     model,
                     LoraConfig(
                         r=lora.rank, lora_alpha=lora.scale * lora.rank, lora_dropout=lora.dropout,
-                        target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
+                        rank_pattern=dict(lora.ranks), target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
+                        alpha_pattern={layer: lora.scale * rank for layer, rank in lora.ranks.items()},
                     ),
                 )  # fmt: skip
         except ValueError as error:  # PEFT names the layers that it did not find
@@ -66,12 +71,67 @@ def with_adapter(model: PreTrainedModel, lora: LoraSettings, seed: int) -> Itera
                 next='use "all-linear", or layer names of this base',
             ) from None  # fmt: skip
         try:
+            _check_ranks(adapter, lora)
             yield adapter
         finally:
             adapter.unload()
             model.eval()
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(asked[name])
+
+
+def _check_ranks(adapter: PeftModel, lora: LoraSettings) -> None:
+    layers = [name for name, module in adapter.get_base_model().named_modules() if isinstance(module, LoraLinear)]
+    faults = [
+        f"lora.ranks.{key}: no layer that is trained has this name"
+        for key in lora.ranks
+        if not any(name == key or name.endswith(f".{key}") for name in layers)
+    ]
+    if faults:
+        raise ConfigError("training", faults, next="use layer names of this base that lora.targets holds")
+
+
+def start_from(adapter: PeftModel, folder: str | Path) -> None:
+    """Gives a fresh adapter the weights of a saved one of the same shape, bit for bit.
+
+    Args:
+        adapter: what `with_adapter` yields.
+        folder: PEFT folder.
+
+    Raises:
+        AdapterError: its tensors are not those of this shape.
+    """
+    weights = load_file(Path(folder) / "adapter_model.safetensors")
+    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    wrong = sorted(set(own) ^ set(weights)) or [key for key in own if own[key].shape != weights[key].shape]
+    if wrong:
+        raise AdapterError(
+            f"an adapter of another shape cannot be gone on from; {len(wrong)} tensors differ, first", value=wrong[0],
+            next=f"delete {folder}, so that it is trained again",
+        )  # fmt: skip
+    set_peft_model_state_dict(adapter, weights)
+
+
+def joint_lora(model: PreTrainedModel, parts: Sequence[LoraSettings], shape: LoraSettings) -> LoraSettings:
+    """Returns the shape of one adapter that trains as many numbers as several together, layer by layer.
+
+    Args:
+        model: the base; it is left as it was.
+        parts: shapes of the several.
+        shape: scale and dropout of the one.
+
+    Raises:
+        ConfigError: the targets of a part name no layer of the base.
+    """
+    if len({str(part.targets) for part in parts}) == 1 and not any(part.ranks for part in parts):
+        return shape.model_copy(update={"rank": sum(part.rank for part in parts), "targets": parts[0].targets})
+    ranks: dict[str, int] = {}
+    for part in parts:
+        with with_adapter(model, part, seed=0) as adapter:
+            for name, module in adapter.get_base_model().named_modules():
+                if isinstance(module, LoraLinear):
+                    ranks[name] = ranks.get(name, 0) + module.r["default"]
+    return shape.model_copy(update={"rank": max(ranks.values()), "targets": list(ranks), "ranks": ranks})
 
 
 def trained_parameters(model: PreTrainedModel, lora: LoraSettings) -> int:

@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cairn.runs import RunFolder, read_jsonl, versions
+from cairn.runs import RunFolder, versions
 
 if TYPE_CHECKING:
     from cairn.engines.base import Engine
     from cairn.evaluation.systems import Question
     from cairn.stacks.spec import StackSpec
     from cairn.stacks.trace import StageRecord
+    from cairn.verbs.answers import Answered
     from cairn.verbs.demo_data import ResolvedDemo
-    from cairn.verbs.demo_systems import Answers
+    from cairn.verbs.spent_seconds import SpentSeconds
 
 __all__ = ["demo"]
 
 Say = Callable[[str], Any]
 _OUTPUTS = ["stack.yaml", "train.jsonl", "test.jsonl", "result.json", "traces.jsonl", "report.html"]
 _SHOWN_TASK = "qa2"  # two supporting facts
-_LOG_WIDTH = 130  # columns of the table in a file, where nobody asks how wide it is
 
 
 def demo(
@@ -50,6 +50,7 @@ def demo(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json, and nothing else, on stdout.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Adapters trained side by side.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Fine-tune a stack on a real benchmark, watch it answer, compare it with one model.
@@ -71,14 +72,15 @@ def demo(
       cairn demo --full --out runs/demo-full
       cairn demo --out runs/longer --set training.tokens_total=1500000 --set demo.test_questions=500
     """
-    from cairn.verbs.demo_data import SpentSeconds, resolve_demo
+    from cairn.verbs.demo_data import resolve_demo
+    from cairn.verbs.spent_seconds import SpentSeconds
 
     settings = resolve_demo(overrides or [], full=full, quick=quick)
     say: Say = (lambda text: print(text, file=sys.stderr, flush=True)) if as_json else _say
     run = RunFolder(out, settings, seed=settings.demo.seed)
     if not run.finished:
         with SpentSeconds(out / "seconds.json") as spent:
-            _work(run, settings, lambda: spent.total, device, say)
+            _work(run, settings, spent, jobs, device, say)
     elif not as_json:
         say(f"{out} is whole: nothing is trained again (delete it, or give another --out, to start anew)\n")
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -92,15 +94,17 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _work(run: RunFolder, settings: ResolvedDemo, seconds: Callable[[], float], device: str, say: Say) -> None:
+def _work(run: RunFolder, settings: ResolvedDemo, spent: SpentSeconds, jobs: int, device: str, say: Say) -> None:
     from cairn.stacks.spec import load_stack
+    from cairn.verbs.comparison import open_engine, seed_adapters
     from cairn.verbs.demo_data import demo_questions, write_inputs
-    from cairn.verbs.demo_systems import SYSTEMS, answer_all, open_systems
+    from cairn.verbs.demo_systems import SYSTEMS, answer_all
+    from cairn.verbs.experiment import TrainedSeed
     from cairn.verbs.finetune import finetune_stack
 
     out = run.path
     if run.resumed:
-        say(f"{out}: goes on after {seconds():.0f} s of earlier work")
+        say(f"{out}: goes on after {spent.total:.0f} s of earlier work")
     write_inputs(settings, out)
     questions, train = demo_questions(settings.demo), demo_questions(settings.demo, "train")
     say(
@@ -108,24 +112,26 @@ def _work(run: RunFolder, settings: ResolvedDemo, seconds: Callable[[], float], 
         f"{', '.join(dict.fromkeys(question.task for question in questions))} -> {out}"
     )
     say(f"2 finetune  as `cairn finetune {out / 'stack.yaml'} --out {out / 'stack'}`")
-    facts = finetune_stack(load_stack(out), out / "stack", device=device, say=lambda text: say(f"  {text}"))
+    facts = finetune_stack(
+        load_stack(out), out / "stack", jobs=jobs, device=device, say=lambda text: say(f"  {text}")
+    )
     spec = load_stack(out / "stack")
+    trained = TrainedSeed(settings.demo.seed, spec, facts)
     opened: list[Engine] = []
 
     def engine() -> Engine:
         if not opened:
-            opened.append(open_systems(spec, device=device))
+            opened.append(open_engine(trained, seed_adapters(trained), device=device))
         return opened[0]
 
     _show_one(spec, engine(), questions, out, say)
     say("\n4 eval      base, one adapter on direct answers, one on the whole chain, the stack: the same questions")
-    sizes = {name: row["trained_parameters"] for name, row in {**facts["adapters"], **facts["comparators"]}.items()}
     answers = {
-        system: answer_all(system, questions, train, spec, settings.demo, out / "answers", engine, sizes)
+        system: answer_all(system, questions, train, spec, settings.demo, out / "answers", engine, trained.sizes())
         for system in SYSTEMS
     }
     say("\n5 compare")
-    _compare(out, settings, facts, answers, questions, spec, engine(), seconds)
+    _compare(out, settings, facts, answers, questions, spec, engine(), spent)
     run.finish(_OUTPUTS)
 
 
@@ -155,92 +161,56 @@ def _compare(
     out: Path,
     settings: ResolvedDemo,
     facts: Mapping[str, Any],
-    answers: Mapping[str, Answers],
+    answers: Mapping[str, Sequence[Answered]],
     questions: Sequence[Question],
     spec: StackSpec,
     engine: Any,
-    seconds: Callable[[], float],
+    spent: SpentSeconds,
 ) -> None:
     """Writes traces.jsonl, result.json and report.html."""
     from cairn.evaluation.compare import compare
     from cairn.evaluation.cost import peak_memory_mib
-    from cairn.evaluation.report import report_item, write_report
-    from cairn.files import write_json, write_text
+    from cairn.verbs.comparison_files import (
+        counts_by_task,
+        mean_by_task,
+        training_curves,
+        write_comparison,
+        write_traces,
+    )
 
     trained = {"stack": facts["stack"], **facts["comparators"]}
-    items = [
-        report_item({name: one.outcomes[place] for name, one in answers.items()}, question.inputs, stages)
-        for place, (question, stages) in enumerate(zip(questions, answers["stack"].stages, strict=True))
-    ]
-    write_text(out / "traces.jsonl", "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    stages = [one.stages for one in answers["stack"]]
+    shown = write_traces(out / "traces.jsonl", questions, answers, stages, most=settings.demo.shown_traces)
     result = compare(
-        {name: one.outcomes for name, one in answers.items()},
+        {name: [one.outcome for one in made] for name, made in answers.items()},
         base_params=sum(weight.numel() for weight in engine.model.parameters()),
         trained_params={name: row["trained_parameters"] for name, row in trained.items()},
         seed=settings.demo.seed,
         resamples=settings.demo.resamples,
-        seconds_total=seconds(),
         extra={
             "training_tokens": {name: row["training_tokens"] for name, row in trained.items()},
             "training_seconds": {name: row["seconds"] for name, row in trained.items()},
             "training_questions": facts["examples"]["training"],
-            "examples_shown_to_base": answers["base"].facts,
-            "chains_with_less_room": answers["single_chain"].facts,
-            "questions_with_broken_promises": answers["stack"].facts,
+            "examples_shown_to_base": mean_by_task(answers["base"], "shown"),
+            "chains_with_less_room": counts_by_task(answers["single_chain"], "less_room"),
+            "questions_with_broken_promises": counts_by_task(answers["stack"], "broken"),
             "questions_left_out": 0,
-            "peak_memory_mib": round(peak_memory_mib()),
+            "peak_memory_mib": round(max(spent.memory_mib, peak_memory_mib())),
             "versions": versions(settings.demo.seed),
         },
     )
-    shown = _shown(items, settings.demo.shown_traces)
-    write_report(
-        out / "report.html", result, shown, curves=_curves(out / "stack"),
+    result["seconds_total"] = round(spent.total, 1)
+    names = ", ".join(stage.name for stage in spec.stages)
+    write_comparison(
+        out, result, shown, curves=training_curves(out / "stack"),
         title="A stack of four small decisions against one model",
-        note=_note(len(shown), len(items), spec),
+        note=f"Stages: {names}. bAbI is a toy world: stories of the test are not in training, but the sentences and "
+        "questions that they are made of are.",
     )  # fmt: skip
-    write_json(out / "result.json", {**result, "seconds_total": round(seconds(), 1)})
-
-
-def _shown(items: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Returns at most `most` items in their order: half of them, if there are as many, answered wrong by the stack."""
-    wrong = [place for place, item in enumerate(items) if not item["answers"]["stack"]["correct"]]
-    right = [place for place, item in enumerate(items) if item["answers"]["stack"]["correct"]]
-    taken_wrong = _spread(wrong, max(most // 2, most - len(right)))
-    chosen = sorted([*taken_wrong, *_spread(right, most - len(taken_wrong))])
-    return [items[place] for place in chosen]
-
-
-def _spread(places: Sequence[int], most: int) -> list[int]:
-    """Returns at most `most` places, evenly spread."""
-    if len(places) <= most:
-        return list(places)
-    return [places[number * len(places) // most] for number in range(most)]
-
-
-def _note(shown: int, total: int, spec: StackSpec) -> str:
-    part = "All questions" if shown == total else f"{shown:,} of {total:,} questions, wrong answers preferred,"
-    return (
-        f"{part} can be read below with every hand-off; traces.jsonl has all. Stages: "
-        f"{', '.join(stage.name for stage in spec.stages)}. bAbI is a toy world: stories of the test are not in "
-        "training, but the sentences and questions that they are made of are."
-    )
-
-
-def _curves(stack: Path) -> dict[str, list[tuple[float, float]]]:
-    """Returns name -> (step, loss) of every training run."""
-    curves = {}
-    for file in sorted((stack / "training").glob("*/metrics.jsonl")):
-        curves[file.parent.name] = [(row["step"], row["loss"]) for row in read_jsonl(file) if "loss" in row]
-    return curves
 
 
 def _show_result(out: Path, result: Mapping[str, Any]) -> None:
-    from rich.console import Console
+    from cairn.verbs.comparison_files import print_result
 
-    from cairn.evaluation.report import print_table
-
-    console = Console()
-    print_table(result, console if console.is_terminal else Console(width=_LOG_WIDTH))
-    minutes, seconds = divmod(round(result["seconds_total"]), 60)
-    print(f"\n{minutes} min {seconds} s in all, at most {result['peak_memory_mib']:,} MiB of memory")
-    print(f"report   {out / 'report.html'}\nresult   {out / 'result.json'}\nstack    {out / 'stack'}")
+    print_result(out, result)
+    print(f"stack    {out / 'stack'}")

@@ -10,13 +10,10 @@ The three files are all that `cairn finetune` and `cairn run` need: the demo has
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -26,13 +23,12 @@ from cairn.errors import DataError
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.babi import BabiQuestion, read_babi
 from cairn.evaluation.tasks.babi_stages import STAGE_TASKS, STORY_JOIN, gold_chain, stage_example
-from cairn.files import write_json, write_text
+from cairn.files import write_text
 from cairn.stacks.spec import StackSpec, load_stack
 
 __all__ = [
     "DemoConfig",
     "ResolvedDemo",
-    "SpentSeconds",
     "demo_folder",
     "demo_questions",
     "resolve_demo",
@@ -173,50 +169,3 @@ def _inputs(question: BabiQuestion) -> dict[str, str]:
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-class SpentSeconds:
-    """Counts the wall-clock seconds of a command over all its sessions, killed ones included.
-
-        with SpentSeconds(OUT / "seconds.json") as spent:
-            ...work...
-        spent.total          what earlier sessions noted, plus this one
-
-    A thread notes the time every few seconds, so that a session that is killed loses at most that much.
-
-    Args:
-        path: where the seconds are kept.
-        every: seconds between notes.
-    """
-
-    def __init__(self, path: Path, every: float = 5.0) -> None:
-        self._path, self._every = path, every
-        self._earlier = float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
-        self._began = time.monotonic()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-
-    @property
-    def total(self) -> float:
-        """The seconds so far."""
-        return self._earlier + time.monotonic() - self._began
-
-    def __enter__(self) -> SpentSeconds:
-        self._note()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-        if kind is None:
-            self._note()
-
-    def _keep(self) -> None:
-        while not self._done.wait(self._every):
-            self._note()
-
-    def _note(self) -> None:
-        write_json(self._path, {"seconds": round(self.total, 3)})

@@ -37,7 +37,7 @@ def info(
     computed from its configuration, and folders are checked as they are read.
 
         preset, model   parameters by part, FLOPs per token, cache, training memory
-        stack folder    stages, what each reads, contracts, trained parameters
+        stack folder    stages, what each reads, who answers it, contracts, trained parameters
         shard folder    sources, tokens, bytes per token; every hash is checked
 
     Examples:
@@ -62,7 +62,7 @@ def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATC
     """Returns the facts about a preset or a folder.
 
     Args:
-        what: preset name, `embedded:NAME`, or the path of a model, stack or shard folder.
+        what: preset name, `embedded:NAME`, the path of a model, stack or shard folder, or of the YAML file of a stack.
         context: position at which FLOPs are counted, in tokens; default half the model's longest sequence, which is
             the average over a full one.
         batch_tokens: tokens of one micro-batch, for the training memory.
@@ -72,7 +72,7 @@ def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATC
         CairnError: the folder is damaged; the class says which kind.
     """
     path = Path(what).expanduser()
-    if (path / "stack.yaml").is_file() or path.name == "stack.yaml":
+    if (path / "stack.yaml").is_file() or path.suffix == ".yaml":
         return _stack(path)
     if (path / "manifest.json").is_file() and not (path / "config.json").is_file() and list(path.glob("shard-*")):
         return _shards(path)
@@ -160,7 +160,7 @@ def _stack(path: Path) -> dict[str, Any]:
     from cairn.stacks.spec import load_stack
 
     spec = load_stack(path)
-    root = path if path.is_dir() else path.parent
+    root = path if path.is_dir() else path.parent  # of a YAML file, where adapters would be
     comparators = root / "comparators"
     return {
         "kind": "stack", "name": spec.name, "description": spec.description, "base": spec.base,
@@ -168,7 +168,9 @@ def _stack(path: Path) -> dict[str, Any]:
         "stages": [
             {
                 "name": stage.name, "kind": stage.kind, "over": stage.over, "reads": list(stage.reads),
-                "contract": stage.contract.model_dump(mode="json"), "adapter": stage.adapter_name,
+                "at_most": stage.at_most if stage.kind == "repeat" else None,
+                "contract": stage.contract.model_dump(mode="json"), "by": stage.by, "rule": stage.rule,
+                "adapter": stage.adapter_name,
             }
             for stage in spec.stages
         ],
@@ -288,12 +290,12 @@ def _model_tables(facts: dict[str, Any]) -> list[Any]:
 def _stack_tables(facts: dict[str, Any]) -> list[Any]:
     inputs = ", ".join(facts["inputs"])
     head = f"{facts['name']}: {facts['description']}\nbase {facts['base']}, inputs {inputs}, answer {facts['output']}"
-    stages = _table("Stages", "stage", "kind", "reads", "contract", "adapter")
+    stages = _table("Stages", "stage", "kind", "reads", "contract", "answered by")
     for stage in facts["stages"]:
-        kind = f"map over {stage['over']}" if stage["kind"] == "map" else stage["kind"]
-        stages.add_row(
-            stage["name"], kind, ", ".join(stage["reads"]) or "inputs", stage["contract"]["kind"], stage["adapter"]
-        )
+        kind = stage["kind"] + (f" over {stage['over']}" if stage["over"] else "")
+        kind += f", at most {stage['at_most']}" if stage["at_most"] else ""
+        by = f"rule {stage['rule']}" if stage["by"] == "rule" else f"adapter {stage['adapter']}"
+        stages.add_row(stage["name"], kind, ", ".join(stage["reads"]) or "inputs", stage["contract"]["kind"], by)
     adapters = _table("Adapters", "adapter", "rank", "trained parameters")
     rows = {**facts["adapters"], **{f"comparator {name}": one for name, one in facts["comparators"].items()}}
     for name, one in rows.items():

@@ -61,8 +61,9 @@ def run(
     """Ask a stack, and see each hand-off between its stages.
 
     One question: every stage is printed as soon as it is done. A map stage shows its items with their outputs, those
-    it keeps marked with a star; what the stage hands on stands behind the arrow; a broken contract behind an
-    exclamation mark.
+    it keeps marked with a star; a loop its calls by number, below the state it starts from; what the stage hands on
+    stands behind the arrow; a broken contract behind an exclamation mark. A stage that is a plain function is marked
+    as a rule.
 
       cairn run runs/demo/stack --field story=@story.txt "Where is the milk?"
       cairn run runs/demo/stack --field story="Mary went home." --field question="Where is Mary?" --json
@@ -73,7 +74,7 @@ def run(
       cairn run runs/demo/stack --input questions.jsonl --output answers.jsonl
 
     An output that breaks its stage's contract is asked for once more (stage.retries), then used as it is and recorded
-    in the trace.
+    in the trace, as are a rule that fails and a loop that had to be ended.
     """
     spec = open_stack(stack, set_ or (), base=base)
     if input is None:

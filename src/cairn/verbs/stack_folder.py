@@ -1,6 +1,7 @@
 """What `cairn finetune` puts around the trained adapters, so that the folder can be run and read elsewhere.
 
     OUT/stages/, comparators/     adapters (training/finetune.py)
+    OUT/training/                 run folders: settings, curves; adapters of earlier phases; the stack's own answers
     OUT/base/                     the base, if it was a local folder
     OUT/base.json                 its fingerprints
     OUT/training.json             every number of the training
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cairn.config import save_config
+from cairn.data.examples import ambiguous_prompts
 from cairn.files import atomic_folder, write_json, write_text
 from cairn.stacks.spec import StackSpec
 from cairn.training.finetune_plan import StackTraining
+from cairn.verbs.finetune_jobs import Job
 
 __all__ = ["comparator_folder", "training_facts", "write_stack_folder"]
 
@@ -34,29 +37,52 @@ def comparator_folder(folder: str | Path, name: str) -> Path:
 def training_facts(
     spec: StackSpec,
     training: StackTraining,
-    results: Mapping[str, Mapping[str, Any]],
-    *,
-    ranks: Mapping[str, int],
-    ambiguous: Mapping[str, int],
+    results: Sequence[tuple[Job, Mapping[str, Any]]],
+    notes: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Returns the numbers of the stack, of each adapter and of each comparator.
+    """Returns the numbers of the stack, of each adapter over its phases, of each phase, and of each comparator.
+
+    The stack's tokens, steps and seconds are those of all phases; its trained parameters are those of the adapters
+    that serve. What the stack's own answers cost stands with their phase and is no part of the sums.
 
     Args:
         spec: the stack.
         training: its settings.
-        results: adapter or comparator -> fields of its AdapterResult.
-        ranks: adapter or comparator -> LoRA rank.
-        ambiguous: adapter or comparator -> pairs whose prompt also occurs with another completion.
+        results: every job with the fields of its AdapterResult, in order of training.
+        notes: "hand_off_dropout" (adapter -> counts) and "answers" (phase -> facts of the stack's own answers).
     """
-    adapters = spec.adapter_names()
-    rows = {name: {**row, "rank": ranks[name], "ambiguous_pairs": ambiguous[name]} for name, row in results.items()}
-    sums = ("trained_parameters", "training_tokens", "steps", "seconds")
+    rows = [
+        (job, {**row, "rank": job.config.lora.rank, "ambiguous_pairs": ambiguous_prompts(job.pairs)})
+        for job, row in results
+    ]
+    phases: dict[str, dict[str, dict[str, Any]]] = {}
+    for job, row in rows:
+        if job.phase != "comparator":
+            phases.setdefault(job.phase, {})[job.name] = row
+    adapters = {}
+    for name in spec.adapter_names():
+        mine = [made[name] for made in phases.values() if name in made]
+        adapters[name] = {**mine[-1], **_sums(mine), **notes["hand_off_dropout"][name]}
     return {
-        "stack": {"name": spec.name, **{key: sum(rows[name][key] for name in adapters) for key in sums}},
-        "adapters": {name: rows[name] for name in adapters},
-        "comparators": {name: row for name, row in rows.items() if name not in adapters},
+        "stack": {
+            "name": spec.name,
+            "trained_parameters": sum(row["trained_parameters"] for row in adapters.values()),
+            **_sums([row for made in phases.values() for row in made.values()]),
+        },
+        "adapters": adapters,
+        "phases": [
+            {"name": name, **_sums(made.values()), "adapters": made, "answers": notes["answers"].get(name)}
+            for name, made in phases.items()
+        ],
+        "comparators": {job.name: row for job, row in rows if job.phase == "comparator"},
         "settings": training.model_dump(mode="json"),
     }
+
+
+def _sums(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    listed = list(rows)
+    sums = {key: sum(row[key] for row in listed) for key in ("training_tokens", "steps", "seconds")}
+    return {**sums, "seconds": round(sums["seconds"], 3)}
 
 
 def write_stack_folder(
@@ -111,6 +137,14 @@ def _bundle(source: Path, target: Path, identity: Mapping[str, Any]) -> None:
             shutil.copyfile(file, temporary / file.name)
 
 
+def _phases(facts: Mapping[str, Any]) -> str:
+    """Returns a sentence on the phases; nothing if gold pairs were the only one."""
+    if len(facts["phases"]) == 1:
+        return ""
+    parts = [f"{phase['name']} {phase['training_tokens']:,}" for phase in facts["phases"]]
+    return f" Phases, with their training tokens: {', '.join(parts)}."
+
+
 def _card(spec: StackSpec, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     rows = [
         f"| {kind} | {row['name']} | {row['rank']} | {row['trained_parameters']:,} | {row['training_tokens']:,} |"
@@ -137,7 +171,7 @@ def _card(spec: StackSpec, identity: Mapping[str, Any], facts: Mapping[str, Any]
             "",
             f"Trained parameters of the stack: {total['trained_parameters']:,}; training tokens: "
             f"{total['training_tokens']:,}; examples: {facts['examples']['training']:,}. "
-            "All numbers are in training.json.",
+            f"All numbers are in training.json.{_phases(facts)}",
             "",
             "| kind | name | rank | parameters | tokens | steps | seconds |",
             "|---|---|---|---|---|---|---|",

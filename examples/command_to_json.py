@@ -1,0 +1,104 @@
+"""A user's command becomes a checked JSON call, with a stack that was trained on SNIPS.
+
+    cairn finetune recipes/snips.yaml ...      (or take OUT/seed-0/stack of `cairn compare recipes/snips.yaml`)
+    python examples/command_to_json.py STACK "put the quiet hour on my evening list"
+    python examples/command_to_json.py STACK                      commands from standard input, one a line
+
+Prints one line a command: the call as JSON, or why it is refused, and the milliseconds from text to checked call. A
+call is refused if a stage broke its contract, a slot does not belong to the intent, or a value does not stand in the
+command. The exit status is 1 if any was refused. `--repeat N` asks everything N times and ends with the median and the
+slowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from cairn.evaluation.tasks.snips_frames import INTENTS
+from cairn.stacks.runner import Runner
+from cairn.stacks.trace import Trace
+from cairn.verbs.run import open_engine, open_stack
+
+# intent -> the slots that its commands fill in SNIPS
+SLOTS_OF: dict[str, set[str]] = {
+    "AddToPlaylist": {"artist", "entity_name", "music_item", "playlist", "playlist_owner"},
+    "BookRestaurant": {
+        "city", "country", "cuisine", "facility", "party_size_description", "party_size_number", "poi",
+        "restaurant_name", "restaurant_type", "served_dish", "sort", "spatial_relation", "state", "timeRange",
+    },
+    "GetWeather": {
+        "city", "condition_description", "condition_temperature", "country", "current_location", "geographic_poi",
+        "spatial_relation", "state", "timeRange",
+    },
+    "PlayMusic": {"album", "artist", "genre", "music_item", "playlist", "service", "sort", "track", "year"},
+    "RateBook": {
+        "best_rating", "object_name", "object_part_of_series_type", "object_select", "object_type", "rating_unit",
+        "rating_value",
+    },
+    "SearchCreativeWork": {"object_name", "object_type"},
+    "SearchScreeningEvent": {
+        "location_name", "movie_name", "movie_type", "object_location_type", "object_type", "spatial_relation",
+        "timeRange",
+    },
+}  # fmt: skip
+
+
+def faults(trace: Trace) -> list[str]:
+    """Returns why the call of a trace must not be made; empty if it may."""
+    if trace.violations:
+        return trace.violations
+    found = []
+    call, command = json.loads(trace.answer), " ".join(trace.inputs["command"].split())
+    if call["intent"] not in INTENTS.values():
+        return [f"no such intent: {call['intent']}"]
+    if not call["slots"]:
+        found.append("no slot was found")
+    for name, value in call["slots"].items():
+        if name not in SLOTS_OF[call["intent"]]:
+            found.append(f"{call['intent']} has no slot {name}")
+        found += [f"{text!r} is not in the command" for text in _texts(value) if text not in command]
+    return found
+
+
+def _texts(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def answer(runner: Runner, commands: Iterable[str], repeat: int = 1) -> tuple[int, list[float]]:
+    """Prints the call of every command; returns (commands refused, milliseconds of every answer)."""
+    refused, times = 0, []
+    for command in (line.strip() for line in commands):
+        if not command:
+            continue
+        for _ in range(repeat):
+            started = time.perf_counter()
+            trace = runner.run([{"command": command}])[0]
+            wrong = faults(trace)
+            times.append(1000 * (time.perf_counter() - started))
+        refused += bool(wrong)
+        print(f"{times[-1]:6.0f} ms  " + (f"refused: {'; '.join(wrong)}" if wrong else trace.answer))
+    return refused, times
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A user's command becomes a checked JSON call.")
+    parser.add_argument("stack", help="the trained stack folder")
+    parser.add_argument("command", nargs="*", help="a command; without any, lines of standard input")
+    parser.add_argument("--repeat", type=int, default=1, help="ask every command so often")
+    given = parser.parse_args(arguments)
+    spec = open_stack(given.stack)
+    runner = Runner(spec, open_engine(spec, device="cpu"))
+    runner.run([{"command": "play some music"}])  # the first call sets things up that later ones find
+    refused, times = answer(runner, given.command or sys.stdin, max(1, given.repeat))
+    if len(times) > 1:
+        print(f"{len(times)} answers: median {statistics.median(times):.0f} ms, slowest {max(times):.0f} ms")
+    return int(refused > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

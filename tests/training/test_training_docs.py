@@ -1,0 +1,61 @@
+"""docs/training.md says what is so: its settings load, and its tables have every key and default."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from cairn.training.finetune_plan import (
+    AdapterPlan,
+    GlobalFirst,
+    LoraSettings,
+    OnPolicy,
+    RightChains,
+    StackTraining,
+    stack_training,
+)
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def table(heading):
+    """Returns first cell -> second cell of the table under a heading."""
+    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    return {row[1].strip(" `"): row[2].strip(" `") for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("Keys", StackTraining), ("Keys of `lora`", LoraSettings), ("Keys of an adapter", AdapterPlan),
+     ("Global then local", GlobalFirst), ("On-policy", OnPolicy), ("Right chains", RightChains)],
+)  # fmt: skip
+def test_the_tables_have_every_key_and_its_default(heading, model):
+    shown = table(heading)
+    assert set(shown) == set(model.model_fields)
+    for name, cell in shown.items():
+        default = model.model_fields[name].default
+        if isinstance(default, BaseModel):
+            assert default == type(default)() and not cell
+        else:
+            assert yaml.safe_load(cell) == default, name
+
+
+def test_its_settings_are_settings():
+    blocks = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    whole = {key: value for block in blocks for key, value in yaml.safe_load(block).items()}
+    training = stack_training(whole, ["mention", "answer"], "docs", {"answer": "answer"})
+    assert training.global_first.share == 0.3 and training.on_policy.stages == ["answer"]
+    assert training.keep_right_chains.where_gold_differs == "gold" and training.handoff_dropout == 0.1
+
+
+def test_every_reason_that_it_names_is_one_that_is_counted():
+    source = (Path(__file__).resolve().parents[2] / "src/cairn/verbs/own_pairs.py").read_text(encoding="utf-8")
+    section = TEXT.split("is counted by reason", 1)[1].split("\n\n", 1)[0]
+    named = set(re.findall(r"`([a-z_]+)`", section))
+    counted = set(re.findall(r'(?:count\([^()]*?, |return )"([a-z_]+)"', source)) - {"gold_differs", "taken"}
+    assert "copies_what_is_gone" in counted and "as_gold" in counted
+    assert named == counted | {"contradicts_gold", "as_gold", "repeated"}
