@@ -338,3 +338,11 @@ def test_terminal_has_blame_and_cost(experiment: Experiment) -> None:
     print_table(wide, Console(file=out, width=130, no_color=True))
     table = out.getvalue().partition("by task")[2].split("\n")[2]
     assert "vote" in table and "stack" in table and "single_chain" not in table  # as many columns as can be read
+
+
+def test_the_documentation_names_every_key(experiment: Experiment, repository: Path) -> None:
+    text = (repository / "docs" / "report.md").read_text(encoding="utf-8")
+    blame, cost = experiment[0]["blame"], experiment[0]["cost"]["systems"]["stack"]
+    keys = {*blame, *blame["stages"][0], *blame["pairs"][0], *cost}
+    plain = {"name", "kind", "lost_here", "id", "by", "questions_timed", "threads", "device", "stages", "lift"}
+    assert not [key for key in keys - plain if f"`{key}`" not in text]
