@@ -68,6 +68,7 @@ def test_result_has_what_the_readers_of_it_need(finished: tuple[Path, list[str]]
     assert len(set(result["trained_params"].values())) == 1
     spent = result["training_tokens"].values()
     assert max(spent) <= 6000 and min(spent) > 6000 - 3 * 400  # each budget ends less than one pair before its limit
+    assert all(tokens > 0 for tokens in result["paired"]["training_tokens"].values())
     low, high = result["paired"]["ci95"]
     assert low <= result["paired"]["difference"] <= high
     assert result["seconds_total"] > 0

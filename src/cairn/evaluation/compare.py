@@ -40,6 +40,7 @@ def compare(
     *,
     base_params: int,
     trained_params: Mapping[str, int],
+    training_tokens: Mapping[str, int] | None = None,
     stack: str = "stack",
     singles: Sequence[str] = SINGLES,
     seed: int = 0,
@@ -57,8 +58,8 @@ def compare(
     candidates = [name for name in singles if name in systems]
     return compare_seeds(
         {name: [outcomes] for name, outcomes in systems.items()}, base_params=base_params,
-        trained_params=trained_params, stack=stack, comparators=candidates or None, seed=seed, resamples=resamples,
-        seconds_total=seconds_total, extra=extra,
+        trained_params=trained_params, training_tokens=training_tokens, stack=stack, comparators=candidates or None,
+        seed=seed, resamples=resamples, seconds_total=seconds_total, extra=extra,
     )  # fmt: skip
 
 

@@ -179,16 +179,18 @@ def _compare(
     )
 
     trained = {"stack": facts["stack"], **facts["comparators"]}
+    tokens = {name: row["training_tokens"] for name, row in trained.items()}
     stages = [one.stages for one in answers["stack"]]
     shown = write_traces(out / "traces.jsonl", questions, answers, stages, most=settings.demo.shown_traces)
     result = compare(
         {name: [one.outcome for one in made] for name, made in answers.items()},
         base_params=sum(weight.numel() for weight in engine.model.parameters()),
         trained_params={name: row["trained_parameters"] for name, row in trained.items()},
+        training_tokens=tokens,
         seed=settings.demo.seed,
         resamples=settings.demo.resamples,
         extra={
-            "training_tokens": {name: row["training_tokens"] for name, row in trained.items()},
+            "training_tokens": tokens,
             "training_seconds": {name: row["seconds"] for name, row in trained.items()},
             "training_questions": facts["examples"]["training"],
             "examples_shown_to_base": mean_by_task(answers["base"], "shown"),
