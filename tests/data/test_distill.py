@@ -190,6 +190,20 @@ def test_what_cannot_be_used_is_asked_again_and_then_recorded(
     _, engine = make(tmp_path / "out", settings, lambda request: pytest.fail("asked again"))
 
 
+@pytest.mark.parametrize(("lines", "fault"), [
+    ("one\ndone", None), ("one\ntwo", "2 texts for a loop that goes on"), ("done\none", "2 texts for 1 calls"),
+    ("a\nb\nc\nd", "4 texts for a loop that goes on"),
+])  # fmt: skip
+def test_a_loop_taken_from_the_row_must_end_as_the_stack_says(tmp_path: Path, lines: str, fault: str | None) -> None:
+    rows = [{"story": "A b.", "question": "q?", "answer": "x", "lines": text} for text in ("done", lines)]
+    rows[1]["question"] = "another?"
+    stages = {"needed": {"value": "yes"}, "count": {"value": "{lines}"}, "final": {"value": "{gold}"}}
+    config = distill_config(section(rows, tmp_path, inputs={}, stages=stages, teacher=None), KINDS, "test.yaml")
+    report = distill_stack(KINDS, config, tmp_path / "out")
+    gone = rows_of(tmp_path / "out" / "rejected.jsonl")
+    assert [one["detail"] for one in gone] == ([fault] if fault else []) and report["kept"] == 2 - len(gone)
+
+
 def test_a_rule_that_fails_takes_its_row_out(tmp_path: Path) -> None:
     spec = StackSpec.model_validate({"name": "sum", "inputs": ["expression"], "stages": [
         {"name": "worth", "rule": "calculate"}, {"name": "reply", "reads": ["worth"], "prompt": "{worth}. Reply:"}]}

@@ -83,6 +83,10 @@ class Nvml:
         self.asked.append(number)
         return number
 
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> int:
+        self.asked.append(name)
+        return 0
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
         if self.broken:
             raise RuntimeError("Not Supported")
@@ -90,7 +94,17 @@ class Nvml:
         return self.mj
 
 
-def test_a_gpu_is_measured_alone_or_with_the_processor(tmp_path: Path) -> None:
+def test_the_gpu_is_the_one_that_cuda_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, device, asked in (("3,5", "cuda:1", 5), ("2", "cuda", 2), ("GPU-ab12", "cuda:0", "GPU-ab12")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        nvml = Nvml()
+        with EnergyMeter(tmp_path / "none", device=device, nvml=nvml):
+            pass
+        assert nvml.asked == [asked, asked]
+
+
+def test_a_gpu_is_measured_alone_or_with_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     nvml = Nvml()
     with EnergyMeter(tmp_path / "none", device="cuda:1", nvml=nvml) as meter:
         pass

@@ -27,7 +27,7 @@ from cairn.verbs.compare import LookSettings, compare_folders, trained_seeds
 from cairn.verbs.cost import CostJob
 from cairn.verbs.experiment import TrainedSeed, read_questions_file
 from cairn.verbs.recipe import CompareSettings
-from tests.verbs.tiny_experiment import NUMBERS, scripted, stack, write_base, write_trained
+from tests.verbs.tiny_experiment import NUMBERS, scripted, stack, write_base, write_recipe, write_trained
 
 LOOKS = LookSettings(cost=CostSettings(questions=4, warmup=0))
 
@@ -208,6 +208,23 @@ def test_the_verb_takes_stacks_and_runs(
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["blame", str(folders[0]), "--test", str(tmp_path / "bare.jsonl"), "--out", out]) == 3
     assert "no question has gold hand-offs" in capsys.readouterr().err
+
+
+def test_the_verb_finds_seeds_questions_and_scores_in_a_run(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(blame_verb, "open_engine", lambda seed, adapters, device: miscounting(seed, adapters))
+    run = tmp_path / "run"
+    (run / "data").mkdir(parents=True)
+    for seed, folder in zip((3, 4), folders, strict=True):
+        (run / f"seed-{seed}").mkdir()
+        (run / f"seed-{seed}" / "stack").symlink_to(folder)
+    write_recipe(tmp_path, "embedded:base").rename(run / "recipe.yaml")
+    (tmp_path / "test.jsonl").rename(run / "data" / "test.jsonl")
+    assert main(["blame", str(run), "--json"]) == 0
+    section = json.loads(capsys.readouterr().out)
+    assert section["seeds"] == [3, 4] and section["n"] == 24 and section["weakest"] == "count"
+    assert json.loads((run / "blame.json").read_text()) == section
 
 
 def test_report_writes_the_page_again(

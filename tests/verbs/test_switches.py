@@ -36,7 +36,11 @@ LONGEST = 96  # tokens of a pair, at most
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
+    """A folder with a tiny base, examples and stack.yaml; one thread, as forked processes need it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make_home(tmp_path_factory.mktemp("home"))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +232,6 @@ def test_some_now_and_the_rest_later_is_the_same_stack(home, everything, tmp_pat
 
 def test_two_side_by_side_are_the_same_as_one_after_the_other(home, everything, tmp_path, capsys):
     whole, facts, _, _ = everything
-    torch.set_num_threads(1)
     stack(home, tmp_path, ALL)
     command = ["finetune", str(tmp_path / "stack.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
     code = main([*command, "--no-comparators"])

@@ -148,8 +148,9 @@ class Distiller:
             except InputError as error:
                 self._reject(work, stage, "missing field" if origin["by"] == "row" else "rule failed", str(error))
                 continue
-            if len(calls) != len(outputs):
-                self._reject(work, stage, "count", f"{len(outputs)} texts for {len(calls)} calls")
+            if len(calls) != len(outputs) or not self._ends(stage, work, outputs):
+                needed = f"{len(calls)} calls" if len(calls) != len(outputs) else "a loop that goes on"
+                self._reject(work, stage, "count", f"{len(outputs)} texts for {needed}")
                 continue
             for call, output in zip(calls, outputs, strict=True):
                 wrong = self._wrong(stage, work, call, output)
@@ -157,6 +158,16 @@ class Distiller:
                     self._reject(work, stage, *wrong, output)
             if work.open:
                 self._keep(work, stage, outputs, [origin] * len(outputs))
+
+    def _ends(self, stage: Any, work: Work, outputs: Sequence[str]) -> bool:
+        """Tells whether a loop is over after these outputs, by its stop value or its items; others always are."""
+        if stage.kind != "repeat":
+            return True
+        loop = self._spec.loop(stage, work.fields)
+        for output in outputs:
+            loop.next()
+            loop.take(output)
+        return loop.next() is None and not loop.broken
 
     def _prompted(self, stage: Any, plan: StagePlan, works: Sequence[Work]) -> None:
         """Asks the teacher for a stage's outputs: all calls at once, or turn by turn where one needs the one before."""

@@ -10,6 +10,7 @@ Counters measure the whole device, other processes and idle power included.
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,12 +129,20 @@ class EnergyMeter:
             return "the work does not run on a GPU"
         if self._nvml is None:
             return "the GPU's energy needs the package pynvml (nvidia-ml-py)"
-        number = int(self._device.partition(":")[2] or 0)
         try:
             self._nvml.nvmlInit()
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._nvml.nvmlDeviceGetHandleByIndex(number)) / 1000
+            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle()) / 1000
         except Exception as error:  # pynvml raises classes of its own
             return f"NVML does not show the GPU's energy ({error})"
+
+    def _handle(self) -> Any:
+        """Returns the GPU as NVML knows it: CUDA counts only those that CUDA_VISIBLE_DEVICES names."""
+        number = int(self._device.partition(":")[2] or 0)
+        visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        name = visible[number] if number < len(visible) else str(number)
+        if name.isdigit():
+            return self._nvml.nvmlDeviceGetHandleByIndex(int(name))
+        return self._nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def _pynvml() -> Any:

@@ -61,11 +61,11 @@ def _print_groups(result: Mapping[str, Any], console: Any) -> None:
 def print_cost(result: Mapping[str, Any], console: Any = None) -> None:
     """Prints the cost section of a result."""
     console = console or _console()
-    columns = {
-        "p50 ms": "p50", "p95 ms": "p95", "first token ms": "first", "read tok/s": "read", "write tok/s": "written",
-        "MiB": "memory", "J": "joules", "J/correct": "joules_right",
-    }  # fmt: skip
-    _print(console, "One question at a time", cost_rows(result), columns)
+    rows = cost_rows(result)
+    waiting = {"p50 ms": "p50", "p95 ms": "p95", "first token ms": "first", "peak MiB": "memory"}
+    _print(console, "One question at a time", rows, waiting)
+    speed = {"reads tok/s": "read", "writes tok/s": "written", "J/answer": "joules", "J/correct": "joules_right"}
+    _print(console, "Speed and energy", rows, speed)
     console.print(cost_words(result), highlight=False)
     console.print()
 
@@ -78,10 +78,10 @@ def print_blame(section: Mapping[str, Any], console: Any = None) -> None:
         for row in blame_rows(section)
     ]
     columns = {
-        "points lost here": "lost", "gold here alone": "lift", "right": "right", "after gold": "right_after_gold",
+        "points lost here": "lost", "gold here alone": "lift", "right": "right", "right after gold": "right_after_gold",
         "broken": "broken",
     }  # fmt: skip
-    _print(console, "Blame: where the points go", rows, columns, "stage")
+    _print(console, "Blame: where the points go", rows, columns, "stage", wrap=True)
     pairs = pair_rows(section)
     if pairs:
         _print(console, "Two hand-offs gold", pairs, {"brings": "lift", "beyond each alone": "beyond"}, "stages")

@@ -31,7 +31,8 @@ from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec, check_artifacts
 from cairn.verbs.answers import Answer, Answered, Systems, cached_answers, rescored
 from cairn.verbs.comparison import OpenEngine, open_engine, stack_settings
-from cairn.verbs.experiment import TrainedSeed, check_questions, evenly, read_questions_file
+from cairn.verbs.experiment import TrainedSeed, check_questions, evenly, experiment_task, read_questions_file
+from cairn.verbs.recipe import load_recipe
 
 __all__ = ["blame", "blame_section", "question_case", "with_handoffs"]
 
@@ -87,18 +88,18 @@ def blame(
     spec = seeds[0].spec
     check_questions(questions, spec)
     settings = BlameSettings(questions=limit, pairs=pairs, worst=worst, source="teacher" if teacher else "gold")
-    scorer = task_by_name(task or _task_of(run))
+    scorer = experiment_task(load_recipe(run)) if run and task is None else task_by_name(task or "examples")
     folder = out or run or Path("runs") / f"{spec.name}-blame"
     asked = _asked(questions, settings)
+    if not asked:
+        raise DataError("no question has gold hand-offs", value=str(file), allowed="questions with `stages`")
 
     def opened(seed: TrainedSeed, adapters: Mapping[str, Path]) -> Any:
         return open_engine(seed, adapters, device=device)
 
     own = [_own_answers(seed, asked, scorer, folder / f"seed-{seed.seed}" / "blame", opened) for seed in seeds]
     stages = [[one.stages for one in made] for made in own]
-    section = blame_section(seeds, asked, own, stages, scorer, settings, folder, engine=opened, say=say)
-    if section is None:
-        raise DataError("no question has gold hand-offs", value=str(file), allowed="questions with `stages`")
+    section = blame_section(seeds, asked, own, stages, scorer, settings, folder, engine=opened, say=say) or {}
     write_json(folder / "blame.json", section)
     if as_json:
         print(json.dumps(section, ensure_ascii=False))
@@ -107,12 +108,6 @@ def blame(
 
         print_blame(section)
         print(f"\nresult   {folder / 'blame.json'}")
-
-
-def _task_of(run: Path | None) -> str:
-    """Returns the task that a run was scored by; without one, exact match."""
-    facts = run / "data" / "facts.json" if run else None
-    return json.loads(facts.read_text(encoding="utf-8"))["task"] if facts and facts.exists() else "examples"
 
 
 def with_handoffs(questions: Sequence[Question], others: Sequence[Question], where: str) -> list[Question]:
