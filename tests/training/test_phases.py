@@ -37,7 +37,7 @@ def test_all_budgets_sum_to_the_total_and_the_comparators_get_the_same(section, 
     training = settings({**section, "tokens_total": total}, shares)
     phases = plan_phases(training, ADAPTERS, READERS)
     assert sum(config.tokens for phase in phases for config in phase.configs.values()) == total
-    assert comparator_config(training, ADAPTERS).tokens == total
+    assert comparator_config(training, "single_chain", ADAPTERS).tokens == total
     own = {name: sum(p.configs[name].tokens for p in phases if name in p.configs) for name in ADAPTERS}
     rest = total - sum(phase.configs[ALL_STAGES].tokens for phase in phases if ALL_STAGES in phase.configs)
     for name, share in zip(ADAPTERS, shares or SHARES[2], strict=True):
@@ -82,7 +82,7 @@ def test_an_adapter_may_have_a_shape_of_its_own():
     assert shapes["third"] == training.lora
     [gold] = plan_phases(training, ADAPTERS, READERS)
     assert {name: config.lora for name, config in gold.configs.items()} == shapes
-    assert comparator_config(training, ADAPTERS).lora.rank == 18
+    assert comparator_config(training, "single_chain", ADAPTERS).lora.rank == 18
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,18 @@ def test_names_that_would_collide_or_say_nothing_are_refused():
         stack_training({}, ["single_direct"], "stack.yaml")
     with pytest.raises(ConfigError, match="on_policy: no stage with an adapter reads a hand-off"):
         stack_training({"on_policy": True}, ADAPTERS, "stack.yaml", {})
+
+
+def test_an_adapter_and_a_comparator_may_have_a_method_of_their_own():
+    section = {
+        "tokens_total": 1000, "batch_tokens": 700, "on_policy": {"share": 0.5, "learning_rate": 1e-4},
+        "comparators": {"single_chain": {"batch_tokens": 900}},
+    }  # fmt: skip
+    training = settings(section, second={"batch_tokens": 60, "learning_rate": 5e-3})
+    gold, later = plan_phases(training, ADAPTERS, READERS)
+    assert (gold.configs["second"].batch_tokens, gold.configs["second"].learning_rate) == (60, 5e-3)
+    assert (gold.configs["first"].batch_tokens, gold.configs["first"].learning_rate) == (700, training.learning_rate)
+    assert (later.configs["second"].batch_tokens, later.configs["second"].learning_rate) == (60, 1e-4)  # the round's
+    assert comparator_config(training, "single_chain", ADAPTERS).batch_tokens == 900
+    assert comparator_config(training, "single_direct", ADAPTERS).batch_tokens == 700
+    assert "single_both" in refused({"comparators": {"single_both": {"batch_tokens": 9}}})

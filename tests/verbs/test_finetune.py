@@ -169,8 +169,8 @@ def test_without_shares_all_adapters_get_the_same():
     [gold] = plan_phases(training, ["a", "b", "c"])
     configs = gold.configs
     assert [config.tokens for config in configs.values()] == [300, 300, 300]
-    assert comparator_config(training, ["a", "b", "c"]).lora.rank == 24
-    assert comparator_config(training, ["a", "b", "c"]).tokens == 900
+    assert comparator_config(training, "single_chain", ["a", "b", "c"]).lora.rank == 24
+    assert comparator_config(training, "single_chain", ["a", "b", "c"]).tokens == 900
 
 
 def test_bad_examples_are_named_before_training(home, tmp_path):

@@ -3,7 +3,8 @@
     training:
       tokens_total: 1200000            the stack's whole budget; each comparator gets as much
       lora: {rank: 8}                  adapters may differ: rank, scale, dropout, targets
-      adapters: {mention: {share: 0.5, rank: 4}, answer: {share: 0.5}}
+      adapters: {mention: {share: 0.5, rank: 4, batch_tokens: 600}, answer: {share: 0.5}}
+      comparators: {single_chain: {learning_rate: 4.0e-3}}
       global_first: {share: 0.3}       one adapter on all stages first; each stage goes on from it
       handoff_dropout: 0.1             gold prompts without some of their hand-offs
       on_policy: {share: 0.25}         then the stack's real hand-offs, with the gold targets
@@ -30,6 +31,7 @@ __all__ = [
     "FinetuneConfig",
     "GlobalFirst",
     "LoraSettings",
+    "MethodPlan",
     "OnPolicy",
     "OwnAnswers",
     "RightChains",
@@ -112,14 +114,25 @@ class FinetuneConfig(_Method):
         return self
 
 
-class AdapterPlan(StrictModel):
+class MethodPlan(StrictModel):
+    """What one training has for itself beside its budget: a short decision wants small batches, a long text does not.
+
+    Args:
+        batch_tokens, learning_rate: instead of the stack's.
+    """
+
+    batch_tokens: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+
+
+class AdapterPlan(MethodPlan):
     """What one adapter of a stack has for itself.
 
     Args:
         share: of tokens_total, the global phase taken off; the shares of a stack sum to 1.
         rank, scale, dropout, targets: instead of those in `lora`.
-        balance: see `data.examples.adapter_pairs`: other items per kept item of its map stages.
-        limit: at most so many gold training pairs.
+        balance, limit, distinct, even: which gold training pairs it has; see `data.examples.adapter_pairs`.
+        (others): see the base class; in the global phase the stack's own hold.
     """
 
     share: float | None = Field(default=None, gt=0, le=1)
@@ -129,6 +142,8 @@ class AdapterPlan(StrictModel):
     targets: Literal["all-linear"] | list[str] | None = None
     balance: float | None = Field(default=None, gt=0)
     limit: int | None = Field(default=None, ge=1)
+    distinct: bool = False
+    even: bool = False
 
 
 class _Phase(StrictModel):
@@ -211,6 +226,8 @@ class StackTraining(_Method):
         tokens_total: budget of the whole stack in real tokens, every phase included; each comparator gets as much.
         validation_examples: examples held out from all training, drawn with the seed.
         adapters: adapter name -> its own plan. Without any share all adapters get the same.
+        comparators: single_direct or single_chain -> its own plan; parameters and tokens are the stack's whatever it
+            says.
         global_first: train one adapter on all stages first.
         handoff_dropout: probability with which a hand-off in a gold training prompt is replaced by the `empty` text
             of the stage that makes it.
@@ -222,6 +239,7 @@ class StackTraining(_Method):
     tokens_total: int = Field(default=500_000, ge=1)
     validation_examples: int = Field(default=50, ge=0)
     adapters: dict[str, AdapterPlan] = {}
+    comparators: dict[Literal["single_direct", "single_chain"], MethodPlan] = {}
     global_first: GlobalFirst | None = None
     handoff_dropout: float = Field(default=0.0, ge=0, lt=1)
     on_policy: OnPolicy | None = None

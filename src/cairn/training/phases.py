@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cairn.training.finetune_plan import (
     ALL_STAGES,
+    AdapterPlan,
     FinetuneConfig,
     LoraSettings,
+    MethodPlan,
     OwnAnswers,
     StackTraining,
     adapter_lora,
@@ -65,35 +68,43 @@ def plan_phases(
     gold = {name: own[name] - on_policy.get(name, 0) - chains.get(name, 0) for name in adapters}
     phases = []
     if training.global_first is not None:
-        config = _config(training, first, adapter_lora(training, adapters[0]), 0, training.global_first.learning_rate)
+        own_rate = {"learning_rate": training.global_first.learning_rate}
+        config = _config(training, first, adapter_lora(training, adapters[0]), 0, own_rate)
         phases.append(Phase("global", {ALL_STAGES: config}))
     for place, (name, budgets, settings) in enumerate(
         (("gold", gold, None), ("on_policy", on_policy, training.on_policy),
          ("right_chains", chains, training.keep_right_chains))
     ):  # fmt: skip
-        rate = settings.learning_rate if settings is not None else None
-        configs = {
-            adapter: _config(training, tokens, adapter_lora(training, adapter), place, rate)
-            for adapter, tokens in budgets.items()
-        }
+        rate = {"learning_rate": settings.learning_rate if settings is not None else None}
+        configs = {}
+        for adapter, tokens in budgets.items():
+            plan = _method(training.adapters.get(adapter, AdapterPlan()))
+            configs[adapter] = _config(training, tokens, adapter_lora(training, adapter), place, plan, rate)
         if configs:
             phases.append(Phase(name, configs, settings))
     return phases
 
 
 def comparator_config(
-    training: StackTraining, adapters: Sequence[str], lora: LoraSettings | None = None
+    training: StackTraining, name: str, adapters: Sequence[str], lora: LoraSettings | None = None
 ) -> FinetuneConfig:
     """Returns the settings of a single adapter with the whole stack's budget and all of its trained parameters.
 
     Args:
         training: checked settings.
+        name: of the comparator.
         adapters: the stack's adapter names.
         lora: its shape, where the adapters train different layers (`lora.joint_lora`); by default the stack's `lora`
             with the sum of the ranks.
     """
     rank = sum(adapter_lora(training, name).rank for name in adapters)
-    return _config(training, training.tokens_total, lora or training.lora.model_copy(update={"rank": rank}), 0)
+    shape = lora or training.lora.model_copy(update={"rank": rank})
+    plan = _method(training.comparators.get(name, MethodPlan()))
+    return _config(training, training.tokens_total, shape, 0, plan)
+
+
+def _method(plan: MethodPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in MethodPlan.model_fields}
 
 
 def _taught(training: StackTraining, readers: Mapping[str, str]) -> list[str]:
@@ -119,12 +130,16 @@ def _apportion(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def _config(
-    training: StackTraining, tokens: int, lora: LoraSettings, place: int, learning_rate: float | None = None
+    training: StackTraining, tokens: int, lora: LoraSettings, place: int, *plans: Mapping[str, Any]
 ) -> FinetuneConfig:
-    """Returns settings of one training; each later round has a seed, and so an order of pairs, of its own."""
+    """Returns settings of one training; each later round has a seed, and so an order of pairs, of its own.
+
+    Args:
+        plans: what goes before the stack's own method, the last before the others; None says nothing.
+    """
     shared = set(FinetuneConfig.model_fields) & set(StackTraining.model_fields)
     method = {name: getattr(training, name) for name in FinetuneConfig.model_fields if name in shared}
     method |= {"lora": lora, "seed": training.seed + place}
-    if learning_rate is not None:
-        method["learning_rate"] = learning_rate
+    for plan in plans:
+        method |= {name: value for name, value in plan.items() if value is not None}
     return FinetuneConfig(**method, tokens=max(tokens, 1))

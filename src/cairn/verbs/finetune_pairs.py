@@ -56,9 +56,9 @@ class GoldPairs:
         self.dropout: dict[str, dict[str, int]] = {}
         for name in spec.adapter_names():
             plan = training.adapters.get(name, AdapterPlan())
-            choice = {"balance": plan.balance, "seed": training.seed}
+            choice = {"balance": plan.balance, "distinct": plan.distinct, "seed": training.seed}
             view = _Dropout(spec, training.handoff_dropout, training.seed)
-            self.training[name] = adapter_pairs(view, name, examples, limit=plan.limit, **choice)
+            self.training[name] = adapter_pairs(view, name, examples, limit=plan.limit, even=plan.even, **choice)
             self.validation[name] = adapter_pairs(spec, name, held_out, limit=VALIDATION_PAIRS, **choice)
             self.dropout[name] = {"hand_offs": view.seen_count, "dropped": view.dropped_count}
 

@@ -225,7 +225,7 @@ class StackTrainer:
         pairs_of: Callable[..., list[TextPair]] = direct_pairs if name == "single_direct" else chain_pairs
         writes = [self.spec.answer_stage] if name == "single_direct" else self.spec.chain_stages
         held = pairs_of(self.spec, self.held_out, limit=VALIDATION_PAIRS, seed=self.settings.seed)
-        config = comparator_config(self.settings, self.adapters, self._joint)
+        config = comparator_config(self.settings, name, self.adapters, self._joint)
         return Job(
             name, "comparator", comparator_folder(self.out, name), self.out / "training" / name, config,
             pairs_of(self.spec, self.examples), held, {"prompt": self.spec.comparator_prompt, "writes": writes},
