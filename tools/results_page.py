@@ -4,6 +4,7 @@
 
     docs/results/demo.json, demo-full.json     result.json of `make demo` and of `cairn demo --full`
     docs/results/pretrain_throughput.json      last line of `python -m benchmarks.pretrain_throughput`
+    docs/results/NAME.json                     result.json of the comparisons in EXPERIMENTS
     src/cairn/assets/base/scores.json          `cairn eval` of the shipped base
 """
 
@@ -19,6 +20,29 @@ RESULTS = ROOT / "docs" / "results"
 NAMES = {
     "base": "base, few-shot", "single_direct": "one adapter, direct answers",
     "single_chain": "one adapter, the whole chain as one text", "stack": "**stack of four stages**",
+}
+
+
+SYSTEMS = {
+    "base": "base, few-shot", "single_direct": "one adapter, direct", "single_chain": "one adapter, chain as one text",
+    "vote": "vote", "ensemble": "ensemble", "stack": "**stack**", "stack_empty": "stack, empty hand-offs",
+    "stack_shuffled": "stack, shuffled hand-offs", "stack_gold": "stack, gold hand-offs",
+}
+# file -> title, command
+EXPERIMENTS = {
+    "scan-simple": ("SCAN, simple", "cairn compare recipes/scan.yaml --set task.split=simple"),
+    "scan-length": ("SCAN, length", "cairn compare recipes/scan.yaml --set task.split=length"),
+    "scan-add-jump": ("SCAN, add-jump", "cairn compare recipes/scan.yaml --set task.split=add_jump"),
+    "scan-turn-left": ("SCAN, turn-left", "cairn compare recipes/scan.yaml --set task.split=turn_left"),
+    "clutrr": ("CLUTRR, trained on 2 to 4 hops", "cairn compare recipes/clutrr.yaml"),
+    "snips": ("SNIPS", "cairn compare recipes/snips.yaml"),
+    "babi": ("bAbI, all 20 tasks", "cairn compare recipes/babi.yaml"),
+    "clinc150": ("CLINC150", "cairn compare recipes/clinc150.yaml"),
+    "fairytaleqa": ("FairytaleQA, gold section", "cairn compare recipes/fairytaleqa.yaml"),
+    "fairytaleqa-story": (
+        "FairytaleQA, whole story", "cairn compare recipes/fairytaleqa.yaml --set task.context=story"
+    ),
+    "csqa": ("CommonsenseQA", "cairn compare recipes/csqa.yaml"),
 }
 
 
@@ -63,6 +87,94 @@ interval {low} to {high} (paired bootstrap over stories), McNemar p = {paired['m
 """
 
 
+def points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def difference(row: Mapping[str, Any]) -> str:
+    """Returns a paired difference in points with its interval and p-values."""
+    low, high = map(points, row["ci95"])
+    tests = {"mcnemar_p": "McNemar", "permutation_p": "permutation"}
+    more = [f"{title} {row[key]:.2g}" for key, title in tests.items() if row.get(key) is not None]
+    return f"**{points(row['difference'])}** ({low} to {high}), p = {row['p_value']:.2g}" + "".join(
+        f", {text}" for text in more
+    )
+
+
+def experiment(result: Mapping[str, Any], command: str) -> str:
+    """Returns what a comparison came to: systems, paired tests, groups, and which stage loses the points."""
+    systems = [name for name in SYSTEMS if name in result["accuracy"]]
+    blame, data = result["blame"], result["data"]
+    rows = [
+        [
+            SYSTEMS[name], percent(result["accuracy"][name]),
+            " to ".join(percent(edge) for edge in result["ci95"][name]),
+            " ".join(percent(value) for value in result["accuracy_by_seed"][name]),
+            f"{result['trained_params'].get(name, 0):,}", f"{result['training_tokens'].get(name, 0):,}",
+            f"{result['flops_per_question'][name] / 1e9:.2f}", f"{result['calls_per_question'][name]:.1f}",
+        ]
+        for name in systems
+    ]  # fmt: skip
+    against = dict.fromkeys([result["best_single"], result["closest"]])
+    tests = [
+        f"- Stack minus {SYSTEMS[name]}{' (best by validation)' if name == result['best_single'] else ''}"
+        f"{' (closest on the test)' if name == result['closest'] else ''}: {difference(result['paired_all'][name])}."
+        for name in against
+    ]
+    shown = [name for name in systems if name not in ("stack_empty", "stack_shuffled")]
+    groups = [
+        [name, f"{part['n']:,}", *(percent(part["accuracy"][system]) for system in shown),
+         f"{points(part['paired']['difference'])} ({' to '.join(map(points, part['paired']['ci95']))})"]
+        for name, part in result["tasks"].items()
+    ]  # fmt: skip
+    measures = result.get("measures", {})
+    further = sorted({key for name in shown for key in measures.get(name, {})})
+    stages = [
+        [
+            stage["name"], stage["by"], percent(stage["right_after_gold"]) if stage["right_after_gold"] is not None
+            else "", _with_interval(stage["lost_here"]), _with_interval(stage["lift"]),
+        ]
+        for stage in blame["stages"]
+    ] if blame else []  # fmt: skip
+    parts = [
+        f"`{command}`: {result['n_test']:,} test questions, training seeds {', '.join(map(str, result['seeds']))}, "
+        f"measure: {result['measure']}.",
+        table(
+            ["system", f"{result['measure']} %", "95% interval", "by seed", "trained parameters", "training tokens",
+             "GFLOPs/question", "calls/question"],
+            rows,
+        ),
+        "\n".join(tests),
+    ]  # fmt: skip
+    if "rule_baseline" in data:
+        baseline = data["rule_baseline"]
+        shown_rule = baseline if isinstance(baseline, str) else f"{percent(baseline)}%"
+        parts.append(f"Rules alone, without any model: {shown_rule}.")
+    if len(groups) > 1:
+        parts.append(table(["part", "questions", *(SYSTEMS[name] for name in shown), "stack minus best"], groups))
+    if further:
+        parts.append(
+            table(
+                ["system", *further],
+                [[SYSTEMS[name], *(f"{measures[name][key]['mean']:.3f}" for key in further)]
+                 for name in shown if name in measures],
+            )
+        )  # fmt: skip
+    if stages:
+        parts.append(
+            f"Which stage loses the points ({blame['n']} questions a seed; gold in every hand-off: "
+            f"{percent(blame['ceiling']['score'])}%):\n\n"
+            + table(
+                ["stage", "by", "right after gold %", "lost here, points", "lift of its gold alone, points"], stages
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _with_interval(value: Mapping[str, Any] | None) -> str:
+    return "" if value is None else f"{points(value['difference'])} ({' to '.join(map(points, value['ci95']))})"
+
+
 def throughput(result: Mapping[str, Any]) -> str:
     rows = [
         [row["case"], f"{row['ours']:,.0f}", f"{row['reference']:,.0f}", f"{row['ratio']:.2f}",
@@ -97,7 +209,12 @@ def main() -> None:
         "# Results\n\nMade by `python tools/results_page.py` from the JSON files in docs/results/ and in the shipped "
         "base.\nEvery figure comes from one run on 2 CPU cores; [log.md](log.md) tells what else was tried.\n"
     ]
+    comparisons = [
+        (title, RESULTS / f"{name}.json", lambda r, command=command: experiment(r, command))
+        for name, (title, command) in EXPERIMENTS.items()
+    ]
     for title, file, make in (
+        *comparisons,
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
         ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
         ("The shipped base", ROOT / "src/cairn/assets/base/scores.json", base),

@@ -15,7 +15,7 @@ from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ConfigError, DataError
 from cairn.evaluation.tasks.registry import task_by_name, task_options
 from cairn.evaluation.tasks.scan import SPLITS, TASK, ScanOptions, ScanRow, read_scan
-from cairn.evaluation.tasks.scan_steps import gold_stages, interpret, stage_example
+from cairn.evaluation.tasks.scan_steps import gold_stages, interpret, phrases_rule, spelled_rule, stage_example
 from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.prompts import split_items
 from cairn.stacks.runner import Runner
@@ -70,8 +70,11 @@ def test_the_hand_offs_of_every_command_mean_what_the_paper_says() -> None:
         # Each hand-off has one output per item of the one before, as the stack will cut it.
         assert len(stages["times"]) == len(split_items(stages["parts"], "lines"))
         assert len(stages["steps"]) == sum(len(split_items(text, "lines")) for text in stages["times"])
-        assert len(stages["act"]) == sum(len(split_items(text, "lines")) for text in stages["steps"])
-        assert max(len(text.split()) for text in stages["steps"]) <= 8
+        spelled = [spelled_rule({"item": text}) for text in stages["steps"]]
+        assert len(stages["act"]) == sum(len(split_items(text, "lines")) for text in spelled)
+        assert max(len(text.split()) for text in stages["steps"]) <= 9
+        phrases = phrases_rule({"command": command, "parts": stages["parts"]})
+        assert not {"and", "after"} & set(phrases.split()) and len(phrases.split()) >= len(command.split()) - 1
 
 
 def test_a_few_commands_written_by_hand() -> None:
@@ -80,11 +83,20 @@ def test_a_few_commands_written_by_hand() -> None:
     assert interpret("run opposite right") == "I_TURN_RIGHT I_TURN_RIGHT I_RUN"
     assert interpret("look after walk left") == "I_TURN_LEFT I_WALK I_LOOK"
     assert gold_stages("walk and jump left twice") == {
-        "parts": "walk\n jump left twice",
+        "parts": "1\n 3 4 5",
         "times": ["walk", "jump left\n jump left"],
-        "steps": ["walk", "left\n jump", "left\n jump"],
+        "steps": ["walk: do", "jump: left do", "jump: left do"],
         "act": ["I_WALK", "I_TURN_LEFT", "I_JUMP", "I_TURN_LEFT", "I_JUMP"],
     }
+
+
+def test_the_rules_between_the_stages() -> None:
+    assert gold_stages("look after turn around left")["parts"] == "3 4 5\n 1"
+    assert gold_stages("turn opposite left")["steps"] == ["turn: left left"]
+    assert phrases_rule({"command": "look after turn left", "parts": "3 4\n 1"}) == "turn left\n look"
+    assert spelled_rule({"item": "jump: left do left do"}) == "left\n jump\n left\n jump"
+    with pytest.raises(DataError, match="no word has this number"):
+        phrases_rule({"command": "look after turn left", "parts": "3 5"})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +139,7 @@ def test_the_rules_may_stand_in_the_stack(recipe: ExperimentRecipe) -> None:
     for stage in rows["stages"]:
         for key in ("prompt", "sampling", "retries"):
             stage.pop(key, None)
-        stage["rule"] = f"cairn.evaluation.tasks.scan_steps:{stage['name']}_rule"
+        stage.setdefault("rule", f"cairn.evaluation.tasks.scan_steps:{stage['name']}_rule")
     asked = [*phrases(), *commands()[60::397]]
     traces = Runner(StackSpec(**rows), FakeEngine()).run([{"command": command} for command in asked])
     assert [trace.answer for trace in traces] == [" ".join(meaning(command)) for command in asked]
@@ -152,7 +164,7 @@ def test_a_split_is_read_drawn_and_scored(tmp_path: Path) -> None:
     assert (first.inputs, first.answer, first.stages["parts"]) == (
         {"command": "jump twice"},
         "I_JUMP I_JUMP",
-        "jump twice",
+        "1 2",
     )
     assert second.stages["act"] == tuple(second.answer.split())
     assert [task.groups(question) for question in data.test] == ["actions 01-08", "actions 25-32", "actions 01-08"]

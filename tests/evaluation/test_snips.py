@@ -20,7 +20,6 @@ from cairn.evaluation.tasks.snips_frames import (
     SLOTS,
     frame,
     frame_text,
-    numbered,
     read_frame,
     read_tags,
     tags_text,
@@ -70,7 +69,6 @@ def test_tags_and_frame_of_a_command() -> None:
         "slots": {"entity_name": "Blue Lantern", "playlist_owner": "Mira's", "playlist": "rainy day"},
     }
     assert frame({"command": ADD["text"], **stages}) == stages["frame"]
-    assert numbered({"command": ADD["text"]}) == stages["numbered"]
 
 
 def test_every_slot_and_intent_has_one_short_word() -> None:

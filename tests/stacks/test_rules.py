@@ -54,6 +54,11 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         sys.modules.pop(name, None)
 
 
+def test_number_counts_words_and_leaves_them_as_they_are() -> None:
+    assert run_rule("number", {"text": "  play Mira's  3 songs "}) == "1 play 2 Mira's 3 3 4 songs"
+    assert run_rule("number", {"text": " "}) == ""
+
+
 @pytest.mark.parametrize(
     ("expression", "value"),
     [

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,18 @@ def test_hand_off_dropout_has_its_rate_and_leaves_the_rest_alone(home):
     assert all(one.completion == other.completion for one, other in both)
     assert dropped.training["mention"] == plain.training["mention"], "a stage that reads no hand-off loses none"
     assert dropped.validation == plain.validation, "held-out pairs are whole"
+
+
+def test_distinct_and_even_reach_the_pairs_of_their_adapter(home):
+    spec = load_stack(home / "stack.yaml")
+    examples = [replace(one, task=f"task {number % 2}") for number, one in enumerate([*many(30), *many(30)])]
+    plans = {"answer": {"distinct": True, "even": True, "limit": 8}}
+    settings = stack_training({"adapters": plans}, ["mention", "answer"], "stack.yaml")
+    gold = GoldPairs(spec, settings, examples, examples[:10])
+    assert gold.training["mention"] == adapter_pairs(spec, "mention", examples)
+    chosen = gold.training["answer"]
+    assert chosen == adapter_pairs(spec, "answer", examples, distinct=True, even=True, limit=8)
+    assert len(set(chosen)) == len(chosen) == 8
 
 
 def test_questions_that_do_not_fit_are_left_out_and_counted(home, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from importlib import metadata
 
 from cairn.errors import CairnError, ConfigError, InputError, did_you_mean
 
-__all__ = ["RULES", "Rule", "calculate", "copy", "find_rule", "look_up", "mentions", "needs", "run_rule"]
+__all__ = ["RULES", "Rule", "calculate", "copy", "find_rule", "look_up", "mentions", "needs", "number", "run_rule"]
 
 Rule = Callable[[Mapping[str, str]], str]
 
@@ -140,7 +140,18 @@ def mentions(fields: Mapping[str, str]) -> str:
     return "yes" if found else "no"
 
 
-RULES: dict[str, Rule] = {"calculate": calculate, "copy": copy, "look_up": look_up, "mentions": mentions}
+@needs("text")
+def number(fields: Mapping[str, str]) -> str:
+    """Puts its number before every word of `text`: "1 play 2 some 3 jazz".
+
+    A tiny model that must write a name it never saw gets it wrong letter by letter; the number of a word it can write.
+    """
+    return " ".join(f"{place} {word}" for place, word in enumerate(fields["text"].split(), start=1))
+
+
+RULES: dict[str, Rule] = {
+    "calculate": calculate, "copy": copy, "look_up": look_up, "mentions": mentions, "number": number,
+}  # fmt: skip
 
 
 @functools.cache

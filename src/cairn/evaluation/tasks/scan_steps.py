@@ -1,16 +1,19 @@
-"""Gold hand-offs of the SCAN stack: a command of simple English becomes a list of actions in four small steps.
+"""Gold hand-offs of the SCAN stack: a command of simple English becomes a list of actions in four small decisions.
 
-    command ──parts──> its phrases, in the order they are done          "look", "jump around left twice"
+    command ──numbered (rule)──> 1 look 2 after 3 jump 4 around 5 left 6 twice
+               parts ──> numbers of its phrases, in the order they are done           3 4 5 6, 1
+             phrases (rule) ──> their words                                           jump around left twice, look
                  │ each phrase alone
-               times ──> as often as it says                            "jump around left", "jump around left"
+               times ──> as often as it says                                          jump around left (twice)
                  │ each alone
-               steps ──> one word per step                              "left", "jump", "left", "jump", ...
+               steps ──> its verb, then its steps, "do" for the verb               jump: left do left do left do left do
+             spelled (rule) ──> one word a step                                       left, jump, left, jump, ...
                  │ each word alone
-                act ──> its action                                      I_TURN_LEFT, I_JUMP, ...
+                 act ──> its action                                                   I_TURN_LEFT, I_JUMP, ...
 
-No step knows how long the whole is: the longest thing that is ever written is one turn around, eight words. And a verb
-is copied from stage to stage until the last, which sees it alone: what `act` must know of a new verb is what the
-command "jump" by itself teaches.
+No step knows how long the whole is: the longest thing that is ever written is one turn around. And a verb that was seen
+alone only goes through: it is never to be written among words that it was not seen with, but stands for itself in
+front (`steps`), is pointed at by number (`parts`), or is asked for alone (`act`).
 
 The rules below are the whole language, so every stage could be done without a model: `interpret` is that baseline, and
 each `*_rule` may stand in a stack.yaml as `rule:` in the place of its stage's prompt. They are written from the
@@ -35,6 +38,8 @@ __all__ = [
     "gold_stages",
     "interpret",
     "parts_rule",
+    "phrases_rule",
+    "spelled_rule",
     "stage_example",
     "steps_rule",
     "times_rule",
@@ -52,19 +57,26 @@ LINE = "\n "
 _VERBS = ("walk", "look", "run", "jump", "turn")
 _SIDES = ("left", "right")
 _COUNTS = {"twice": 2, "thrice": 3}
+_VERB = "do"  # stands for the verb of a phrase in its steps
 
 
-def _parts(command: str) -> list[str]:
+def _parts(command: str) -> list[list[int]]:
+    """Returns the places of the words of every phrase, counted from 1, the phrase that is done first in front."""
     words = command.split()
     if words.count("and") + words.count("after") > 1:
         raise _not_scan(command, "at most one `and` or `after`")
-    if "after" in words:
-        place = words.index("after")
-        return [" ".join(words[place + 1 :]), " ".join(words[:place])]
-    if "and" in words:
-        place = words.index("and")
-        return [" ".join(words[:place]), " ".join(words[place + 1 :])]
-    return [command]
+    everything = list(range(1, len(words) + 1))
+    for word in ("after", "and"):
+        if word in words:
+            place = words.index(word)
+            before, behind = everything[:place], everything[place + 1 :]
+            return [behind, before] if word == "after" else [before, behind]
+    return [everything]
+
+
+def _pick(command: str, places: Sequence[int]) -> str:
+    words = command.split()
+    return " ".join(words[place - 1] for place in places)
 
 
 def _times(part: str) -> list[str]:
@@ -93,14 +105,37 @@ def _not_scan(text: str, allowed: str) -> DataError:
     return DataError("not a SCAN command", value=text, allowed=allowed)
 
 
+def _written(phrase: str) -> str:
+    """Returns the steps of a phrase behind its verb, the verb itself as "do"."""
+    verb = phrase.split()[0] if phrase.split() else ""
+    return " ".join([f"{verb}:", *(_VERB if word == verb else word for word in _steps(phrase))])
+
+
 @needs("command")
 def parts_rule(fields: Mapping[str, str]) -> str:
-    """Returns the phrases of `command` in the order they are done, one a line: the stage `parts` without a model.
+    """Returns the numbers of the words of each phrase of `command`, in the order they are done, a line a phrase.
+
+    It is the stage `parts` without a model.
 
     Raises:
         DataError: more than one `and` or `after`.
     """
-    return LINE.join(_parts(fields["command"]))
+    return LINE.join(" ".join(map(str, places)) for places in _parts(fields["command"]))
+
+
+@needs("command", "parts")
+def phrases_rule(fields: Mapping[str, str]) -> str:
+    """Returns the words of `command` that the numbers of `parts` name, line by line.
+
+    Raises:
+        DataError: a number that no word has.
+    """
+    count = len(fields["command"].split())
+    lines = [[int(number) for number in line.split()] for line in fields["parts"].splitlines() if line.strip()]
+    wrong = [number for places in lines for number in places if not 1 <= number <= count]
+    if wrong:
+        raise DataError("no word has this number", value=wrong[0], allowed=f"1 to {count}")
+    return LINE.join(_pick(fields["command"], places) for places in lines)
 
 
 @needs("item")
@@ -111,12 +146,19 @@ def times_rule(fields: Mapping[str, str]) -> str:
 
 @needs("item")
 def steps_rule(fields: Mapping[str, str]) -> str:
-    """Returns the words of the steps of `item`, one a line: the stage `steps` without a model.
+    """Returns the verb of `item`, then its steps with "do" for the verb: the stage `steps` without a model.
 
     Raises:
         DataError: `item` is no phrase of the language.
     """
-    return LINE.join(_steps(fields["item"]))
+    return _written(fields["item"])
+
+
+@needs("item")
+def spelled_rule(fields: Mapping[str, str]) -> str:
+    """Returns the steps behind the colon of `item`, one a line, with the verb before the colon for every "do"."""
+    verb, _, steps = fields["item"].partition(":")
+    return LINE.join(verb.strip() if word == _VERB else word for word in steps.split())
 
 
 @needs("item")
@@ -146,18 +188,19 @@ def gold_stages(command: str) -> dict[str, Any]:
     """Derives the hand-offs of a command.
 
     Returns:
-        Stage -> its gold output, a list of one per item for the three stages that map.
+        Stage that a model answers -> its gold output, a list of one per item for the three that map.
 
     Raises:
         DataError: it is no command of the language.
     """
     parts = _parts(command)
-    repeated = [_times(part) for part in parts]
-    stepped = [_steps(phrase) for phrases in repeated for phrase in phrases]
+    repeated = [_times(_pick(command, places)) for places in parts]
+    phrases = [phrase for several in repeated for phrase in several]
+    stepped = [_steps(phrase) for phrase in phrases]
     return {
-        "parts": LINE.join(parts),
-        "times": [LINE.join(phrases) for phrases in repeated],
-        "steps": [LINE.join(words) for words in stepped],
+        "parts": LINE.join(" ".join(map(str, places)) for places in parts),
+        "times": [LINE.join(several) for several in repeated],
+        "steps": [_written(phrase) for phrase in phrases],
         "act": [ACTIONS[word] for words in stepped for word in words],
     }
 

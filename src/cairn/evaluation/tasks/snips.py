@@ -28,8 +28,9 @@ from cairn.config import StrictModel
 from cairn.errors import DataError
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.registry import TaskData
-from cairn.evaluation.tasks.snips_frames import INTENTS, SLOTS, frame, frame_text, numbered_text, read_frame, tags_text
+from cairn.evaluation.tasks.snips_frames import INTENTS, SLOTS, frame, frame_text, read_frame, tags_text
 from cairn.evaluation.tasks.split_files import file_hashes, find_split, read_split
+from cairn.stacks.rules import run_rule
 
 __all__ = ["STAGES", "TASK", "Snips", "SnipsOptions", "frame_f1", "snips_stages"]
 
@@ -157,7 +158,7 @@ def snips_stages(row: Mapping[str, Any]) -> dict[str, str]:
         raise DataError("no intent of SNIPS", value=row["intent"], allowed=", ".join(INTENTS.values()))
     return {
         "intent": _SHORT_INTENTS[row["intent"]],
-        "numbered": numbered_text(row["text"]),
+        "numbered": run_rule("number", {"text": row["text"]}),
         "tags": tags_text(row["text"], [(slot["name"], slot["start"], slot["end"]) for slot in slots]),
         "frame": frame_text(row["intent"], [(slot["name"], " ".join(slot["value"].split())) for slot in slots]),
     }

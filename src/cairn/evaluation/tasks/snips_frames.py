@@ -1,7 +1,7 @@
 """Frames of SNIPS commands: as JSON, as one decision a word, and the rules between them.
 
     command    Add Don and Sherri to my rare groove playlist
-    numbered   1 Add 2 Don 3 and 4 Sherri 5 to 6 my 7 rare 8 groove 9 playlist            (rule)
+    numbered   1 Add 2 Don 3 and 4 Sherri 5 to 6 my 7 rare 8 groove 9 playlist            (rule `number`)
     tags       1 no 2 song 3 song 4 song 5 no 6 owner 7 list 8 list 9 no
     frame      {"intent": "AddToPlaylist", "slots": {"entity_name": "Don and Sherri", "playlist_owner": "my",
                 "playlist": "rare groove"}}                                                (rule)
@@ -29,8 +29,6 @@ __all__ = [
     "Slot",
     "frame",
     "frame_text",
-    "numbered",
-    "numbered_text",
     "read_frame",
     "read_tags",
     "tags_text",
@@ -123,11 +121,6 @@ def read_frame(text: str) -> tuple[str, tuple[Slot, ...]] | None:
     return (found["intent"], tuple(slots)) if isinstance(found["intent"], str) else None
 
 
-def numbered_text(command: str) -> str:
-    """Returns the words of a command with their numbers before them."""
-    return " ".join(f"{number} {word}" for number, word in enumerate(command.split(), start=1))
-
-
 def tags_text(command: str, slots: Sequence[tuple[str, int, int]]) -> str:
     """Returns one short word for every word of a command: its slot, or "no".
 
@@ -159,12 +152,6 @@ def read_tags(command: str, tags: str) -> list[Slot]:
             slots.append((name, word))
         last = name
     return slots
-
-
-@needs("command")
-def numbered(fields: Mapping[str, str]) -> str:
-    """Rule: the words of `command` with their numbers before them."""
-    return numbered_text(fields["command"])
 
 
 @needs("command", "intent", "tags")
