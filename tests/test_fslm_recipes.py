@@ -121,7 +121,7 @@ def test_every_number_is_written_out(name: str) -> None:
     assert config.teacher.model == "meta-llama/Llama-3.2-3B-Instruct" and config.source.hub == "tatsu-lab/alpaca"
     assert "NC" in config.source.licence
     training = stack_training(stack.training, stack.adapter_names(), name)
-    switches = {"global_first", "handoff_dropout", "on_policy", "keep_right_chains"}  # measured elsewhere
+    switches = {"global_first", "handoff_dropout", "on_policy", "keep_right_chains", "comparators"}  # off by default
     unset = set(StackTraining.model_fields) - set(stack.training) - switches
     assert not unset, f"say {unset} and why"
     assert sum(plan.share or 0 for plan in training.adapters.values()) == pytest.approx(1)
