@@ -68,6 +68,49 @@ def test_a_fold_is_the_computation_it_stands_for() -> None:
         assert trace.violations == []
 
 
+PICK = {
+    "name": "pick", "kind": "repeat", "reads": ["lines"], "takes": "lines", "start": "{first}", "until": "done",
+    "collect": "all", "at_most": 9, "prompt": "{lines}\nafter {state}:",
+}  # fmt: skip
+
+
+def test_a_loop_that_takes_sees_what_is_left_in_training_as_in_serving() -> None:
+    """A story with a circle in it: A-B, B-A, A-C. Without `takes` the second visit of A looks like the first."""
+    make = {"name": "lines", "rule": "copy", "arguments": {"text": "{first}-b\nb-{first}\n{first}-c"}}
+    spec = parse_config(StackSpec, {"name": "s", "inputs": ["first"], "stages": [make, PICK]}, "s")
+
+    def first_of_the_state(request: GenerationRequest) -> str:
+        *lines, asked = request.prompt.splitlines()
+        here = asked.removeprefix("after ").removesuffix(":").split("-")[-1]
+        return next((f" {line}" for line in lines if line.startswith(f"{here}-")), " done")
+
+    engine = FakeEngine(first_of_the_state, adapters=["pick"])
+    trace = Runner(spec, engine).run([{"first": "a"}])[0]
+    walked = ["a-b", "b-a", "a-c"]
+    assert trace.answer.splitlines() == walked and trace.violations == []
+    seen = ["a-b\nb-a\na-c\nafter a:", "b-a\na-c\nafter a-b:", "a-c\nafter b-a:", "none\nafter a-c:"]
+    assert [call.prompt for call in trace.stage("pick").calls] == seen
+    gold = StackExample("1", {"first": "a"}, {"pick": (*walked, "done")}, "\n".join(walked))
+    assert [pair.prompt for pair in adapter_pairs(spec, "pick", [gold])] == seen
+    other = Runner(spec, FakeEngine(lambda request: " a-b", adapters=["pick"])).run([{"first": "a"}])[0]
+    assert other.stage("pick").calls[-1].prompt.startswith("b-a\na-c\n"), "a line is taken once, what is no line never"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"takes": "lins"}, "takes unknown field 'lins'"),
+        ({"prompt": "after {state}:"}, "takes 'lines', which its prompt does not read"),
+        ({"over": "lines", "until": None}, "takes 'lines', which is also what it goes over"),
+        ({"kind": "once", "until": None, "start": "none", "at_most": 16, "collect": "last"}, "takes is for kind"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused(change: dict[str, object], fault: str) -> None:
+    make = {"name": "lines", "rule": "copy", "arguments": {"text": "{first}"}}
+    with pytest.raises(ConfigError, match=fault):
+        parse_config(StackSpec, {"name": "s", "inputs": ["first"], "stages": [make, {**PICK, **change}]}, "s")
+
+
 def test_a_fold_goes_on_past_the_lengths_of_its_examples() -> None:
     spec = stack(FOLD)
     short, long = question(3, seed=0), question(50, seed=1)

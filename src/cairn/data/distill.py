@@ -215,7 +215,7 @@ class Distiller:
                 self._reject(task.work, stage, *task.wrong)
 
     def _ask(self, stage: Any, plan: StagePlan, task: _Task, attempt: int) -> Ask | None:
-        extra = {name: getattr(task.call, name) for name in ("item", "state")}
+        extra = {name: task.call.fields.get(name) for name in ("item", "state", stage.takes)}
         seen = task.work.seen({name: text for name, text in extra.items() if text is not None})
         try:
             prompt = prompts.render(plan.prompt or "", seen)

@@ -24,7 +24,7 @@ __all__ = ["stack_faults", "unknown_name"]
 _RESERVED = {"item": "the item of a map stage or a loop", "state": "the state of a repeat stage"}
 _KINDS = {
     "over": ("map", "repeat"), "split": ("map", "repeat"), "keep": ("map",), "join": ("map", "repeat"),
-    "start": ("repeat",), "until": ("repeat",), "at_most": ("repeat",), "collect": ("repeat",),
+    "start": ("repeat",), "until": ("repeat",), "at_most": ("repeat",), "collect": ("repeat",), "takes": ("repeat",),
 }  # fmt: skip
 _OF_MODELS = ("adapter", "sampling", "constrain", "retries")
 
@@ -84,7 +84,7 @@ def _stage_faults(stage: StageSpec, spec: StackSpec, earlier: list[str], names: 
         faults += _rule_faults(stage, visible, earlier)
     if stage.kind == "repeat":
         faults += _template_faults("start", stage.start, readable, earlier)
-        faults += _until_faults(stage)
+        faults += _until_faults(stage) + _takes_faults(stage, readable)
     if isinstance(stage.contract, CopiedContract):
         for name in stage.contract.fields:
             if name not in [*visible, *stage.arguments]:
@@ -145,6 +145,18 @@ def _rule_faults(stage: StageSpec, visible: list[str], earlier: list[str]) -> li
         if name not in visible and name not in stage.arguments:
             faults.append(f"rule {stage.rule!r} needs {name!r}: give `arguments: {{{name}: ...}}`, or a field so named")
     return faults
+
+
+def _takes_faults(stage: StageSpec, readable: list[str]) -> list[str]:
+    if stage.takes is None:
+        return []
+    if stage.takes not in readable:
+        return [f"takes unknown field {unknown_name(stage.takes, readable)}; a field must be read to be used up"]
+    if stage.takes == stage.over:
+        return [f"takes {stage.takes!r}, which is also what it goes over, allowed: another field"]
+    if stage.prompt is not None and stage.takes not in prompts.template_fields(stage.prompt):
+        return [f"takes {stage.takes!r}, which its prompt does not read, so that no call would see the difference"]
+    return []
 
 
 def _until_faults(stage: StageSpec) -> list[str]:

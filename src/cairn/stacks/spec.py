@@ -140,7 +140,8 @@ class StackSpec(StrictModel):
         Raises:
             InputError: a field that it reads is missing or has no text.
         """
-        return Loop(stage, self.seen(stage, fields), self.items(stage, fields))
+        nothing = next((maker.empty for maker in self.stages if maker.name == stage.takes), "none")
+        return Loop(stage, self.seen(stage, fields), self.items(stage, fields), nothing)
 
     def calls(
         self, stage: StageSpec, fields: Mapping[str, str], outputs: Sequence[str] | None = None

@@ -66,6 +66,8 @@ class StageSpec(StrictModel):
         start: of a repeat stage, template over what it reads: the first `{state}`.
         until: of a repeat stage, the output that ends it; that output is not kept.
         at_most: of a repeat stage, the bound on its calls. One that is ended by it is recorded as a broken promise.
+        takes: of a repeat stage, a field whose lines are used up: a line that equals an output is gone from what the
+            calls after it see.
         collect: of a repeat stage, its value: the "last" output kept (`start` if there is none), or "all", joined.
         join: put between the items kept or the outputs joined.
         empty: the text that stands for nothing: the value if nothing is left to be joined, or where a rule fails or
@@ -89,6 +91,7 @@ class StageSpec(StrictModel):
     start: str = "none"
     until: str | None = None
     at_most: int = Field(default=16, ge=1, le=4096)
+    takes: str | None = None
     collect: Literal["last", "all"] = "last"
     join: str = "\n"
     empty: str = "none"
@@ -186,11 +189,14 @@ class Loop:
         stage: of kind repeat.
         fields: what the stage sees.
         items: what it goes over, None if it has no `over`.
+        nothing: what stands for the field that is used up (`takes`) when no line is left of it.
     """
 
-    def __init__(self, stage: StageSpec, fields: Mapping[str, str], items: Sequence[str] | None) -> None:
+    def __init__(
+        self, stage: StageSpec, fields: Mapping[str, str], items: Sequence[str] | None, nothing: str = "none"
+    ) -> None:
         self.stage, self.items = stage, items
-        self._fields = fields
+        self._fields, self._nothing = dict(fields), nothing
         self.state = stage.first_state(fields)
         self.outputs: list[str] = []
         self.stopped = False
@@ -218,6 +224,16 @@ class Loop:
             self.stopped = True
         else:
             self.state = value
+            self._use_up(value)
+
+    def _use_up(self, value: str) -> None:
+        """Takes the first line that equals an output out of the field that the stage uses up."""
+        if self.stage.takes is None:
+            return
+        lines = prompts.split_items(self._fields[self.stage.takes], "lines")
+        if value in lines:
+            lines.remove(value)
+            self._fields[self.stage.takes] = prompts.join_items(lines, "\n") if lines else self._nothing
 
     @property
     def broken(self) -> str | None:

@@ -103,8 +103,7 @@ class _Dropout:
             dropped = {name: text for name, text in empty.items() if draw.random() < self.probability}
             self.seen_count += len(empty)
             self.dropped_count += len(dropped)
-            fewer = {**self.spec.seen(stage, fields), **dropped}
-            changed.append(stage.call(fewer, call.item, call.state) if dropped else call)
+            changed.append(stage.call({**call.fields, **dropped}, call.item, call.state) if dropped else call)
         return changed
 
 

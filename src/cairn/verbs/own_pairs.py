@@ -103,6 +103,7 @@ def on_policy_pairs(
             stage, adapter = spec.stage(name), readers[name]
             gold = _gold_calls(spec, stage, one.example, one.gold)
             calls = one.trace.stage(name).calls
+            asked = spec.calls(stage, real, [call.value for call in calls])
             for place, call in enumerate(calls):
                 found = _gold_of(stage, place, calls, gold)
                 if found is None:
@@ -111,7 +112,7 @@ def on_policy_pairs(
                 gold_call, target = found
                 pair = TextPair(call.prompt, completion_text(target))
                 known = own.gold[adapter].get(call.prompt)
-                seen = stage.call(spec.seen(stage, real), call.item, call.state)
+                seen = asked[place]
                 if known is not None:
                     own.count(name, "as_gold" if pair.completion in known else "contradicts_gold")
                 elif stage.broken(target, seen):

@@ -106,7 +106,7 @@ def _gold(row: Row) -> dict[str, Any]:
     reached = places([edge.relation for edge in walk])
     return {
         "edges": [edge.line for edge in story_edges(row)],
-        "walk": [*(edge.step for edge in walk), DONE],
+        "walk": [*(edge.line for edge in walk), DONE],
         "place": [place.text for place in reached],
         "answer": name_of(reached[-1]),
     }

@@ -2,8 +2,8 @@
 
     story ──edges──> one fact per sentence                        "Kyle: daughter Beverly"
                │ each sentence alone
-             walk ──> from person to person until the relative    "father Kyle", "daughter Beverly", ..., done
-               │ one step a call: whose line is next?
+             walk ──> from person to person until the relative    "Kyle: daughter Beverly", ..., done
+               │ one fact a call, each fact once: whose line is next?
             place ──> where each person of the walk stands        "up he", "up down she", ...
                │ one step a call: the place before, and one step
            answer ──> the name of the last place                  "sister"
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 DONE = "done"  # ends a walk
-EDGE_JOIN = "; "
+EDGE_JOIN = "\n"
 
 # Relation -> its moves (U a generation up, D down, B a sibling, S a spouse) and who it is.
 _HE: dict[str, str] = {
@@ -79,14 +79,9 @@ class Edge(NamedTuple):
     tail: str
 
     @property
-    def step(self) -> str:
-        """The fact as a step of a walk: "daughter Beverly"."""
-        return f"{self.relation} {self.tail}"
-
-    @property
     def line(self) -> str:
-        """The fact as the stage `edges` writes it: "Kyle: daughter Beverly"."""
-        return f"{self.head}: {self.step}"
+        """The fact as the stages write it: "Kyle: daughter Beverly"."""
+        return f"{self.head}: {self.relation} {self.tail}"
 
 
 class Place(NamedTuple):
@@ -295,7 +290,7 @@ def read_edges(text: str) -> list[Edge]:
 
 @needs("state", "edges", "relative")
 def walk_rule(fields: Mapping[str, str]) -> str:
-    """Returns the next step from `state` on the shortest way to `relative`: the stage `walk` without a model.
+    """Returns the next fact from `state` on the shortest way to `relative`: the stage `walk` without a model.
 
     Raises:
         DataError: `edges` holds something else than facts, or there is no way.
@@ -303,24 +298,24 @@ def walk_rule(fields: Mapping[str, str]) -> str:
     here = fields["state"].split()[-1]
     if here == fields["relative"]:
         return DONE
-    return shortest_walk(read_edges(fields["edges"]), here, fields["relative"])[0].step
+    return shortest_walk(read_edges(fields["edges"]), here, fields["relative"])[0].line
 
 
 @needs("state", "item")
 def place_rule(fields: Mapping[str, str]) -> str:
-    """Returns the place after the step `item` from the place `state`: the stage `place` without a model.
+    """Returns the place that the fact `item` leads to from the place `state`: the stage `place` without a model.
 
     Raises:
         DataError: see `read_place` and `step`.
     """
-    return step(read_place(fields["state"]), fields["item"].split()[0]).text
+    return step(read_place(fields["state"]), read_edges(fields["item"])[0].relation).text
 
 
 @needs("place")
 def answer_rule(fields: Mapping[str, str]) -> str:
-    """Returns the name of the last place of `place`: the stage `answer` without a model.
+    """Returns the name of `place`: the stage `answer` without a model.
 
     Raises:
         DataError: it has none.
     """
-    return name_of(read_place(fields["place"].split(EDGE_JOIN)[-1]))
+    return name_of(read_place(fields["place"]))
