@@ -61,7 +61,7 @@ def test_version(cairn: Callable) -> None:
     ("arguments", "line"),
     [
         (["rnu"], "no such verb (did you mean run?): 'rnu'. Allowed: demo, run, init, distill, "
-                      "finetune, compare, ablate, blame, report, eval, pretrain, info. "
+                      "finetune, compare, ablate, blame, report, eval, exits, pretrain, tune, sweep, selfplay, info. "
                   "Next: cairn --help"),
         (["--fast"], "No such option: --fast. Next: cairn --help"),
         (["info", "--contxt", "3"], "No such option: --contxt (Possible options: --context). Next: cairn info --help"),

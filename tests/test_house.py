@@ -26,6 +26,9 @@ RECIPES = {
     "pretrain": "cairn.training.pretrain:PretrainRecipe",
     "stack": "cairn.stacks.spec:load_stack",
     "experiment": "cairn.verbs.recipe:load_recipe",
+    "sweep": "cairn.verbs.sweep_recipe:load_sweep",
+    "tune": "cairn.training.tune_plan:TuneRecipe",
+    "selfplay": "cairn.verbs.selfplay_recipe:load_selfplay",
 }
 
 # Modules that the command line may import before it knows what to do: none of them may import torch.

@@ -36,7 +36,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "blame": ("cairn.verbs.blame", "blame", "Name the stage of a stack that loses the points."),
     "report": ("cairn.verbs.report", "report", "Write the page of a comparison again, and print its tables."),
     "eval": ("cairn.verbs.evaluate", "evaluate", "Score a stack or a model: tasks, or bits per byte."),
+    "exits": ("cairn.verbs.exits", "exits", "Early exit: speed and bits per byte against the threshold."),
     "pretrain": ("cairn.verbs.pretrain", "pretrain", "Train a tiny base model from raw text."),
+    "tune": ("cairn.verbs.tune", "tune", "Tune a base on instructions, and talk to it."),
+    "sweep": ("cairn.verbs.sweep", "sweep", "Which ideas pay? Variants of a pretraining, one thing equal."),
+    "selfplay": ("cairn.verbs.selfplay", "selfplay", "A model plays games with itself, and learns from the winner."),
     "info": ("cairn.verbs.info", "info", "Show what a preset, model, stack or data folder holds."),
 }
 

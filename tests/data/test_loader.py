@@ -56,6 +56,17 @@ def test_every_block_is_seen_once_per_epoch_even_when_batches_straddle_epochs(sh
     assert epochs[0] != sorted(epochs[0])
 
 
+def test_in_the_order_of_the_stream_every_epoch_goes_round_from_the_same_share_of_it(shards: ShardSet) -> None:
+    loader = PackedLoader(shards, SEQUENCE, 3, seed=5, order="stream")
+    rows = starts(loader, shards, range(loader.blocks))  # 3 epochs
+    assert all((after - before) % loader.blocks == 1 for before, after in zip(rows, rows[1:], strict=False))
+    longer = PackedLoader(shards, 2 * SEQUENCE, 3, seed=5, order="stream")
+    first = int(longer.block_numbers(0)[0])
+    assert abs(first / longer.blocks - rows[0] / loader.blocks) <= 1 / longer.blocks
+    others = {int(PackedLoader(shards, SEQUENCE, 3, seed, order="stream").block_numbers(0)[0]) for seed in range(8)}
+    assert len(others) > 4
+
+
 def test_every_token_but_the_first_is_a_target_once_per_epoch(shards: ShardSet) -> None:
     loader = PackedLoader(shards, SEQUENCE, 1, seed=5)
     targets = np.concatenate([loader.batch(step)["labels"].ravel() for step in range(loader.blocks)])

@@ -101,8 +101,9 @@ def test_packed_row_equals_separate_rows():
     assert (packed - alone).abs().max() < 1e-5
 
 
-def test_continuous_batching_equals_generate():
-    model = tiny()
+@pytest.mark.parametrize("variant", [{}, {"value_residual": True, "sharing": {"blocks": {"repeat": 2}}}])
+def test_continuous_batching_equals_generate(variant):
+    model = tiny(**variant)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = -1
     prompts = [tokens(1, n, seed=n)[0].tolist() for n in (4, 11, 7)]
@@ -143,7 +144,7 @@ def test_tied_head_is_one_tensor_after_reload(tmp_path):
 
 def test_code_travels_with_the_checkpoint(tmp_path):
     """A process that cannot import cairn loads the folder with trust_remote_code and gets the same logits."""
-    model = tiny(qk_norm=True)
+    model = tiny(qk_norm=True, sharing={"feed_forward": {"scheme": "all", "delta_rank": 2}})
     model.save_pretrained(tmp_path / "model")
     torch.save((tokens(), model(tokens()).logits), tmp_path / "expected.pt")
     script = f"""

@@ -98,6 +98,18 @@ def test_model_folder(model: Path, say: Callable) -> None:
     assert f"{facts['stored_parameters']:,} parameters in" in out
 
 
+def test_a_shared_model_holds_what_the_account_says(tmp_path: Path, say: Callable) -> None:
+    from cairn.models import CairnForCausalLM
+
+    sharing = {"feed_forward": {"scheme": "all", "delta_rank": 2}}
+    CairnForCausalLM(preset_config("1m", **TINY, sharing=sharing)).save_pretrained(tmp_path)
+    facts = describe(str(tmp_path))
+    assert facts["stored_parameters"] == facts["parameters"]["total"] and facts["variant"] == {"sharing": sharing}
+    code, out, err = say(str(tmp_path))
+    assert code == 0, err
+    assert 'variant: {"sharing": {"feed_forward"' in out and "deltas" in out
+
+
 def test_damaged_weights_are_refused(model: Path, say: Callable) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

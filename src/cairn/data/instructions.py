@@ -26,7 +26,10 @@ from cairn.config import StrictModel
 from cairn.data.row_files import file_rows
 from cairn.errors import DataError, MissingExtraError, did_you_mean
 
-__all__ = ["ANSWER_FIELD", "Form", "SourceRow", "SourceSettings", "detect_form", "read_source"]
+__all__ = [
+    "ANSWER_FIELD", "Form", "RowFault", "SourceRow", "SourceSettings", "chat_turns", "detect_form", "read_source",
+    "renamed_row", "row_id", "source_rows",
+]  # fmt: skip
 
 Form = Literal["alpaca", "chat", "qa", "rows"]
 
@@ -94,7 +97,9 @@ class SourceRow:
     kind: str = ""
 
 
-class _RowFault(Exception):
+class RowFault(Exception):
+    """What is wrong with one row, which then is left out; `kind` says it in one or two words."""
+
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)
         self.kind = kind
@@ -113,8 +118,7 @@ def read_source(source: SourceSettings, root: str | Path | None = None) -> Itera
         MissingExtraError: .zst without zstandard, or hub without datasets.
     """
     first_with: dict[str, int] = {}
-    place = Path(root or ".") / Path(str(source.path)).expanduser()
-    rows: Iterable[Mapping[Any, Any]] = _hub_rows(source) if source.hub is not None else file_rows(place)
+    rows: Iterable[Mapping[Any, Any]] = source_rows(source, root)
     form: str = source.form
     if form == "auto":
         rows = iter(rows)
@@ -125,15 +129,15 @@ def read_source(source: SourceSettings, root: str | Path | None = None) -> Itera
     for number, raw in enumerate(rows, start=1):
         name = str(number)
         try:
-            renamed = _renamed(raw, source.columns)
-            name = _id(renamed, number)
+            renamed = renamed_row(raw, source.columns)
+            name = row_id(renamed, number)
             fields = _FORMS[form](renamed)
             size = sum(len(text) for text in fields.values())
             if size > source.max_characters:
-                raise _RowFault("too long", f"{size:,} characters, allowed: {source.max_characters:,}")
+                raise RowFault("too long", f"{size:,} characters, allowed: {source.max_characters:,}")
             if first_with.setdefault(name, number) != number:
-                raise _RowFault("id used twice", f"id {name!r} was used in row {first_with[name]}")
-        except _RowFault as fault:
+                raise RowFault("id used twice", f"id {name!r} was used in row {first_with[name]}")
+        except RowFault as fault:
             yield SourceRow(number, name, {}, str(fault), fault.kind)
             continue
         yield SourceRow(number, name, fields)
@@ -141,36 +145,56 @@ def read_source(source: SourceSettings, root: str | Path | None = None) -> Itera
         raise DataError("the data has no rows", value=source.path or source.hub, allowed="at least one")
 
 
+def source_rows(source: SourceSettings, root: str | Path | None = None) -> Iterator[Mapping[Any, Any]]:
+    """Yields the raw rows of a source, columns under their own names.
+
+    Raises:
+        DataError, MissingExtraError: as `read_source`, but for a source without rows.
+    """
+    yield from _hub_rows(source) if source.hub is not None else file_rows(
+        Path(root or ".") / Path(str(source.path)).expanduser()
+    )
+
+
 def _form_of(rows: Iterable[Mapping[Any, Any]], columns: Mapping[str, str]) -> str:
     """Returns the form that the first rows have."""
     forms = []
     for raw in rows:
         try:
-            forms.append(detect_form(_renamed(raw, columns)))
-        except _RowFault:
+            forms.append(detect_form(renamed_row(raw, columns)))
+        except RowFault:
             continue
     told = Counter(form for form in forms if form != "rows")
     return told.most_common(1)[0][0] if told else "rows"
 
 
-def _renamed(raw: Mapping[Any, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the row with its columns under our names."""
+def renamed_row(raw: Mapping[Any, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the row with its columns under our names.
+
+    Raises:
+        RowFault: a cell too many or too few, or a column is not there.
+    """
     if None in raw:
-        raise _RowFault("wrong columns", str(raw[None]))
+        raise RowFault("wrong columns", str(raw[None]))
     row = {str(name): value for name, value in raw.items()}
     for theirs in columns.values():
         if theirs not in row:
-            raise _RowFault("missing field", f"no column {theirs!r}{did_you_mean(theirs, row)}; it has {_listed(row)}")
+            raise RowFault("missing field", f"no column {theirs!r}{did_you_mean(theirs, row)}; it has {_listed(row)}")
     others = {name: value for name, value in row.items() if name not in columns.values()}
     return {**others, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def _id(row: Mapping[str, Any], number: int) -> str:
+def row_id(row: Mapping[str, Any], number: int) -> str:
+    """Returns a row's own id, or its number as text.
+
+    Raises:
+        RowFault: the id is neither text nor number.
+    """
     given = row.get("id")
     if given is None or given == "":
         return str(number)
     if not isinstance(given, str | int) or isinstance(given, bool):
-        raise _RowFault("wrong field", f"id is a {type(given).__name__}, allowed: a text or a number")
+        raise RowFault("wrong field", f"id is a {type(given).__name__}, allowed: a text or a number")
     return str(given)
 
 
@@ -187,8 +211,12 @@ def _alpaca(row: Mapping[str, Any]) -> dict[str, str]:
     return {**_plain(row), "input": "", **_needed(row, "instruction", "output"), **_optional(row, "input")}
 
 
-def _chat(row: Mapping[str, Any]) -> dict[str, str]:
-    """Takes the last answer of the assistant as output, what was asked before it as instruction."""
+def chat_turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns (role, text) of every turn of a chat row; roles of ShareGPT and others under the usual names.
+
+    Raises:
+        RowFault: there is no list of turns, or a turn has no role or no text.
+    """
     turns = row.get("messages", row.get("conversations"))
     if isinstance(turns, str):  # a cell of a table, or a dataset that keeps JSON as text
         try:
@@ -196,20 +224,26 @@ def _chat(row: Mapping[str, Any]) -> dict[str, str]:
         except ValueError:
             turns = None
     if not isinstance(turns, list) or not turns:
-        raise _RowFault("missing field", "messages is no list of turns")
+        raise RowFault("missing field", "messages is no list of turns")
     said: list[tuple[str, str]] = []
     for place, turn in enumerate(turns):
         role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
         text = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
         if not isinstance(role, str) or not isinstance(text, str):
-            raise _RowFault("missing field", f"messages[{place}] has no role or no content")
+            raise RowFault("missing field", f"messages[{place}] has no role or no content")
         said.append((_ROLES.get(role, role), text.strip()))
+    return said
+
+
+def _chat(row: Mapping[str, Any]) -> dict[str, str]:
+    """Takes the last answer of the assistant as output, what was asked before it as instruction."""
+    said = chat_turns(row)
     system = "\n".join(text for role, text in said if role == "system")
     talk = [(role, text) for role, text in said if role in ("user", "assistant") and text]
     while talk and talk[-1][0] != "assistant":
         talk.pop()
     if len(talk) < 2 or talk[-2][0] != "user":
-        raise _RowFault("missing field", "messages has no answer of the assistant to something that the user said")
+        raise RowFault("missing field", "messages has no answer of the assistant to something that the user said")
     history = "\n".join(f"{role.capitalize()}: {text}" for role, text in talk[:-2])
     rest = {name: value for name, value in row.items() if name not in ("messages", "conversations")}
     own = {"system": system, "history": history, "instruction": talk[-2][1], "input": "", "output": talk[-1][1]}
@@ -225,7 +259,7 @@ def _qa(row: Mapping[str, Any]) -> dict[str, str]:
     elif isinstance(answer, str) and answer not in texts and answer in labels:
         answer = texts[labels.index(answer)]
     if texts and answer not in texts:
-        raise _RowFault("wrong field", f"answer {answer!r} is none of the choices {texts}")
+        raise RowFault("wrong field", f"answer {answer!r} is none of the choices {texts}")
     fields = {**_plain(row), **_needed({**row, "answer": answer}, "question", "answer")}
     if texts:
         fields["choices"] = "\n".join(texts)
@@ -242,10 +276,10 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
     texts = value.get("text") if isinstance(value, dict) else value
     labels = value.get("label") if isinstance(value, dict) else None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise _RowFault("wrong field", "choices is no list of texts")
+        raise RowFault("wrong field", "choices is no list of texts")
     labels = labels if isinstance(labels, list) else [chr(ord("A") + place) for place in range(len(texts))]
     if len(labels) != len(texts):
-        raise _RowFault("wrong field", f"{len(texts)} choices with {len(labels)} labels, allowed: one each")
+        raise RowFault("wrong field", f"{len(texts)} choices with {len(labels)} labels, allowed: one each")
     return texts, [str(label) for label in labels]
 
 
@@ -280,9 +314,9 @@ def _needed(row: Mapping[str, Any], *names: str) -> dict[str, str]:
         value = row.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             lack = "missing" if value is None else "empty"
-            raise _RowFault("missing field", f"{name} is {lack}; it has {_listed(row)}")
+            raise RowFault("missing field", f"{name} is {lack}; it has {_listed(row)}")
         if isinstance(value, dict | list):
-            raise _RowFault("wrong field", f"{name} is a {type(value).__name__}, allowed: a text")
+            raise RowFault("wrong field", f"{name} is a {type(value).__name__}, allowed: a text")
         fields[name] = value if isinstance(value, str) else json.dumps(value)
         _encodable(name, fields[name])
     return fields
@@ -297,7 +331,7 @@ def _encodable(name: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _RowFault("not Unicode", f"{name} has a lone surrogate at character {error.start}") from None
+        raise RowFault("not Unicode", f"{name} has a lone surrogate at character {error.start}") from None
 
 
 def _listed(row: Mapping[str, Any]) -> str:

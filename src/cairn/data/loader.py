@@ -4,12 +4,16 @@
     block 0  [t0 t1 t2 t3] t4                       input_ids = block[:-1], labels = block[1:]
     block 1              [t4 t5 t6 t7] t8           so every token but the first is a target exactly once per epoch
 
-Blocks are permuted anew in every epoch, from seed and epoch alone. Rows of step s are numbers s*batch .. s*batch +
+Blocks are permuted anew in every epoch, from seed and epoch alone; or, with `order="stream"`, read one after the other
+from a place that the seed draws as a share of the stream: then models with other tokenizers or row lengths read the
+same text in the same order. Rows of step s are numbers s*batch .. s*batch +
 batch - 1 of the endless sequence of permuted blocks; each rank takes its share of those rows, so that any number of
 processes sees the same global batch.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +33,7 @@ class PackedLoader:
         seed: of the block order.
         rank: this process, 0 <= rank < world_size.
         world_size: processes; must divide batch_size.
+        order: `shuffled` blocks, or the `stream` as it is (its pieces were shuffled when it was written).
 
     Raises:
         ConfigError: a number is out of range, or world_size does not divide batch_size.
@@ -36,8 +41,9 @@ class PackedLoader:
     """
 
     def __init__(
-        self, shards: ShardSet, sequence_length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+        self, shards: ShardSet, sequence_length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
+        order: Literal["shuffled", "stream"] = "shuffled",
+    ) -> None:  # fmt: skip
         faults = []
         if sequence_length < 1:
             faults.append(f"sequence_length: {sequence_length}, allowed: 1 or more")
@@ -61,6 +67,7 @@ class PackedLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.order = order
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -90,18 +97,39 @@ class PackedLoader:
         Raises:
             IndexError: the step is negative.
         """
-        if step < 0:
-            raise IndexError(f"step {step} is negative")
-        share = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * share
-        rows = np.empty((share, self.sequence_length + 1), np.int64)
-        for row in range(share):
-            epoch, place = divmod(first + row, self.blocks)
-            start = int(self._order(epoch)[place]) * self.sequence_length
-            rows[row] = self.shards.tokens(start, start + self.sequence_length + 1)
+        numbers = self.block_numbers(step)
+        rows = np.empty((len(numbers), self.sequence_length + 1), np.int64)
+        for row, number in enumerate(numbers):
+            rows[row] = self.block(number)
         return {"input_ids": rows[:, :-1].copy(), "labels": rows[:, 1:].copy()}
 
+    def block(self, number: int) -> np.ndarray:
+        """Returns the ids of a block and the one after it, `[sequence_length + 1]`."""
+        start = int(number) * self.sequence_length
+        return self.shards.tokens(start, start + self.sequence_length + 1)
+
+    def block_numbers(self, step: int, *, all_ranks: bool = False) -> np.ndarray:
+        """Returns the numbers of the blocks that are this rank's rows of a step, or those of the whole batch.
+
+        Raises:
+            IndexError: the step is negative.
+        """
+        if step < 0:
+            raise IndexError(f"step {step} is negative")
+        share = self.batch_size if all_ranks else self.batch_size // self.world_size
+        first = step * self.batch_size + (0 if all_ranks else self.rank * share)
+        numbers = np.empty(share, np.int64)
+        for row in range(share):
+            epoch, place = divmod(first + row, self.blocks)
+            numbers[row] = self._order(epoch)[place]
+        return numbers
+
     def _order(self, epoch: int) -> np.ndarray:
+        if self.order == "stream":
+            if not self._orders:
+                first = int(np.random.default_rng(self.seed).random() * self.blocks)
+                self._orders = {0: np.roll(np.arange(self.blocks), -first)}
+            return self._orders[0]
         if epoch not in self._orders:
             # Only neighbours are kept: a batch touches at most its own epoch and later ones.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) <= 1}

@@ -2,8 +2,10 @@
 
     folder ── every tensor of the file must find its place ──┬─> PeftModel with all adapters, one active at a time
                                                               └─> plain model, W + B A * scale written into the weights
+                                                                  (layers that share a weight get one each before)
 
-PEFT only warns about tensors that it could not place, and goes on with an adapter that does nothing there.
+PEFT only warns about tensors that it could not place, and goes on with an adapter that does nothing there. Into a
+weight that several layers share it merges the part of every layer, without a word: each layer then has all of them.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from cairn.bases import first_line
 from cairn.errors import AdapterError
+from cairn.models.export import untied
+from cairn.models.modeling import CairnForCausalLM
 
 __all__ = ["load_merged", "load_peft", "lora_shares_weights"]
 
@@ -62,7 +65,8 @@ def load_peft(model: PreTrainedModel, adapters: Mapping[str, str | Path]) -> Pef
 def load_merged(model: PreTrainedModel, name: str, folder: str | Path) -> PreTrainedModel:
     """Returns the base with one adapter merged into its weights.
 
-    The sum is formed in float32 and rounded once to the model's own dtype.
+    The sum is formed in float32 and rounded once to the model's own dtype. Where several layers of a Cairn model share
+    a weight that the adapter changes, the result shares none: each layer gets its own part.
 
     Args:
         model: a copy of the base that may be changed.
@@ -70,31 +74,41 @@ def load_merged(model: PreTrainedModel, name: str, folder: str | Path) -> PreTra
         folder: its PEFT folder.
 
     Raises:
-        AdapterError: as `load_peft`; or the adapter changes a weight that several layers share, to which a merge
-            would add every layer's part (wrong without an error).
+        AdapterError: as `load_peft`; or the adapter changes a weight that is used elsewhere too and cannot be given
+            two values here (shared layers of other architectures, a head tied to the embedding), or a head whose
+            logits are softcapped, behind which an adapter adds.
     """
+    if lora_shares_weights(model, folder) and isinstance(model, CairnForCausalLM) and model.config.sharing:
+        model = untied(model)
     if lora_shares_weights(model, folder):
         raise AdapterError(
             "the adapter cannot be merged: it changes a weight that several layers share",
             value=str(folder),
             next="use merge=False",
         )
+    targets = _targets(Path(folder))
+    if getattr(model.config, "logit_softcap", None) and any(name.endswith("lm_head") for name in targets):
+        raise AdapterError(
+            "the adapter cannot be merged: it adds to logits that are softcapped before", value=str(folder),
+            next="use merge=False",
+        )  # fmt: skip
     dtype = model.dtype
     merged = load_peft(model.float(), {name: folder}).merge_and_unload()
     return merged.to(dtype).eval().requires_grad_(False)
 
 
 def lora_shares_weights(model: PreTrainedModel, folder: str | Path) -> bool:
-    """Returns True if an adapter's file has tensors for two places of the model that are one and the same weight."""
-    seen: set[int] = set()
+    """Returns True if an adapter changes a weight that another module of the model has too.
+
+    One module that stands in several layers counts once: it has one adapter, and a merge is right.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
-    for target in _targets(Path(folder)):
-        weight = getattr(modules.get(target), "weight", None)
-        if isinstance(weight, torch.Tensor):
-            if weight.data_ptr() in seen:
-                return True
-            seen.add(weight.data_ptr())
-    return False
+    holders: dict[int, set[int]] = {}  # weight -> modules
+    for module in modules.values():
+        for weight in module.parameters(recurse=False):
+            holders.setdefault(id(weight), set()).add(id(module))
+    weights = [getattr(modules.get(target), "weight", None) for target in _targets(Path(folder))]
+    return any(len(holders.get(id(weight), ())) > 1 for weight in weights if weight is not None)
 
 
 def _targets(folder: Path) -> list[str]:

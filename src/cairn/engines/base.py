@@ -140,6 +140,7 @@ class Capabilities:
         constraints: honours `GenerationRequest.constraint`.
         context_tokens: prompt and output together; None if unknown.
         ensembles: honours `GenerationRequest.ensemble`.
+        early_exit: easy tokens may be written before the last layer.
     """
 
     logprobs: bool
@@ -149,6 +150,7 @@ class Capabilities:
     constraints: bool
     context_tokens: int | None
     ensembles: bool = False
+    early_exit: bool = False
 
 
 @runtime_checkable

@@ -28,9 +28,12 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from cairn.engines.base import Sampling
 from cairn.engines.cache import roomy_cache
 
-__all__ = ["Row", "choose", "decode_steps", "end_ids", "mean_logits", "row_text", "settled_text", "shared_prefix"]
+__all__ = [
+    "KEEP_SHARE", "Row", "choose", "decode_steps", "end_ids", "mean_logits", "row_text", "settle", "settled_text",
+    "shared_prefix", "write",
+]
 
-_KEEP_SHARE = 0.8  # done rows leave once a fifth of the batch is done: leaving copies the cache of all others
+KEEP_SHARE = 0.8  # done rows leave once a fifth of the batch is done: leaving copies the cache of all others
 _WORTH_SHARING = 32  # tokens that all prompts of a batch begin with (solved examples, an instruction)
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 
@@ -175,13 +178,13 @@ def decode_steps(
     while True:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         made = [one(**inputs, past_key_values=cache).logits for one, cache in zip(members, caches, strict=True)]
-        _write(running, mean_logits([logits[:, -1].float() for logits in made]), tokenizer, ends)
+        write(running, mean_logits([logits[:, -1].float() for logits in made]), tokenizer, ends)
         yield
         alive = [place for place, row in enumerate(running) if not row.finish]
         if not alive:
             return
         positions = (positions[:, -1:] + 1).clamp(max=last)  # only a row that is done can come this far
-        if len(alive) <= _KEEP_SHARE * len(running):
+        if len(alive) <= KEEP_SHARE * len(running):
             running = [running[place] for place in alive]
             index = torch.tensor(alive, device=device)
             for cache in caches:
@@ -193,7 +196,7 @@ def decode_steps(
         ids = torch.tensor([[row.new[-1]] for row in running], device=device)  # [rows, 1]
 
 
-def _write(rows: Sequence[Row], logits: Tensor, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
+def write(rows: Sequence[Row], logits: Tensor, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
     """Adds one token to each row that is still running; logits [rows, vocab]."""
     for row, scores in zip(rows, logits, strict=True):
         if row.choices is not None and not row.finish:
@@ -206,13 +209,18 @@ def _write(rows: Sequence[Row], logits: Tensor, tokenizer: PreTrainedTokenizerBa
         if row.finish:
             continue
         sampled = row.sampling.temperature > 0
-        row.new.append(choose(scores.cpu(), row.sampling, row.generator) if sampled else likeliest)
-        if row.new[-1] in ends:
-            row.finish = "stop"
-        elif len(row.new) >= row.sampling.max_new_tokens:
-            row.finish = "length"
-        if row.finish or row.sampling.stop:
-            row.text = row_text(tokenizer, row.new, ends)
-        found = [place for place in (row.text.find(stop) for stop in row.sampling.stop if stop) if place >= 0]
-        if found:
-            row.text, row.finish = row.text[: min(found)], "stop"
+        settle(row, choose(scores.cpu(), row.sampling, row.generator) if sampled else likeliest, tokenizer, ends)
+
+
+def settle(row: Row, token: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
+    """Adds a token to a row, and finishes the row where an end mark, its length or a stop text is reached."""
+    row.new.append(token)
+    if token in ends:
+        row.finish = "stop"
+    elif len(row.new) >= row.sampling.max_new_tokens:
+        row.finish = "length"
+    if row.finish or row.sampling.stop:
+        row.text = row_text(tokenizer, row.new, ends)
+    found = [place for place in (row.text.find(stop) for stop in row.sampling.stop if stop) if place >= 0]
+    if found:
+        row.text, row.finish = row.text[: min(found)], "stop"

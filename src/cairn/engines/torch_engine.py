@@ -15,7 +15,7 @@ import copy
 import inspect
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -296,19 +296,16 @@ class TorchEngine:
             return
         room = f"{limit} tokens" + (f", {new_tokens} of them for the output" if new_tokens else "")
         raise InputError(
-            f"the input is longer than the model's context: {tokens} tokens",
-            value=text,
-            allowed=room,
+            f"the input is longer than the model's context: {tokens} tokens", value=text, allowed=room,
             next="shorten the input, let a map stage read it piece by piece, or take a base with a longer context",
-        )
+        )  # fmt: skip
 
     def _check_adapter_name(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._names:
             raise EngineError(
-                f"this adapter is not loaded{did_you_mean(adapter, self._names)}",
-                value=adapter,
+                f"this adapter is not loaded{did_you_mean(adapter, self._names)}", value=adapter,
                 allowed=", ".join(self._names) or "none, only the base",
-            )
+            )  # fmt: skip
 
     def _continuation(self, text: str) -> list[int]:
         return completion_ids(self.tokenizer, text)[:-1]
@@ -357,17 +354,21 @@ class TorchEngine:
         return decode_steps(members, self.config, self.tokenizer, rows, ends=self._ends, device=self.device)
 
     def _forward(self, adapter: str | None, **inputs: Any) -> Any:
+        return self._with(adapter, lambda model: model(**inputs))
+
+    def _with(self, adapter: str | None, work: Callable[[Any], Any]) -> Any:
+        """Calls `work` with the model that has this adapter in it or on it, and no other thread in between."""
         with self._lock:
             if adapter in self._merged:
-                return self._merged[adapter](**inputs)
+                return work(self._merged[adapter])
             if self._peft is None:
-                return self.model(**inputs)
+                return work(self.model)
             if self._active != (adapter,):
                 self._active = None  # unknown until the switch is done
                 self._switch(adapter)
                 self._active = (adapter,)
             try:
-                return self._peft(**inputs)
+                return work(self._peft)
             except BaseException:
                 self._active = None  # whatever the exception left behind, the next call switches anew
                 raise

@@ -18,6 +18,7 @@ __all__ = [
     "accuracy_by_task",
     "blame_plot",
     "curves_plot",
+    "differences_plot",
     "si",
 ]
 
@@ -230,6 +231,49 @@ def blame_plot(section: Mapping[str, Any]) -> str:
     zero = across(0.0)
     parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{top + height}" stroke="var(--soft)"/>')
     return _svg(width, top + height + 6, "Points lost in each stage", parts)
+
+
+def differences_plot(rows: Sequence[Mapping[str, Any]], x_label: str) -> str:
+    """Returns one row for each variant: its difference to the baseline with its interval, and a dot for each seed.
+
+    Args:
+        rows: name, value, ci95 (low, high), by_seed, and better (True, False, or None: not shown).
+        x_label: below the axis; the baseline is the line at 0.
+    """
+    if not rows:
+        return ""
+    left, top, step, width = _label_room(str(row["name"]) for row in rows), 12, 30, 860
+    ends = [end for row in rows for end in (*row["ci95"], *row["by_seed"], row["value"])]
+    ticks = _ticks(min(0.0, *ends), max(0.0, *ends))
+    right, height = width - 26, step * len(rows)
+
+    def across(value: float) -> float:
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+
+    parts = []
+    for tick in ticks:
+        x = across(tick)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="var(--grid)"/>')
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{tick:+g}</text>')
+    zero = across(0.0)
+    parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{top + height}" stroke="var(--soft)"/>')
+    for place, row in enumerate(rows):
+        y, (low, high) = top + step * (place + 0.5), row["ci95"]
+        colour = {True: "var(--right)", False: "var(--wrong)", None: "var(--soft)"}[row["better"]]
+        seeds = ", ".join(f"{value:+.4f}" for value in row["by_seed"])
+        label = f"{row['name']}: {row['value']:+.4f} ({low:+.4f} to {high:+.4f}); by seed {seeds}"
+        seed_places = [across(value) for value in row["by_seed"]]
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y + 8:.1f}" r="2.2" fill="var(--soft)"/>' for x in seed_places)
+        parts.append(
+            f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(str(row["name"])))}</text>'
+            f"<g><title>{escape(label)}</title>"
+            f'<path d="M{across(low):.1f} {y:.1f}H{across(high):.1f}M{across(low):.1f} {y - 4:.1f}v8'
+            f'M{across(high):.1f} {y - 4:.1f}v8" stroke="{colour}" stroke-width="1.6" fill="none"/>'
+            f'<circle cx="{across(row["value"]):.1f}" cy="{y:.1f}" r="4.6" fill="{colour}"/>{dots}</g>'
+        )
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle}" y="{top + height + 36}" text-anchor="middle">{escape(x_label)}</text>')
+    return _svg(width, top + height + 44, x_label, parts)
 
 
 def curves_plot(

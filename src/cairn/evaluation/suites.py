@@ -185,7 +185,7 @@ def _score_by_windows(
     batch_tokens: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    tokenizer, model = engine.tokenizer, engine.model
+    tokenizer, model = engine.tokenizer, getattr(engine, "scoring_model", engine.model)
     mark = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if mark is None:
         raise TokenizerError("the tokenizer has neither bos nor eos", allowed="a mark to score the first token after")

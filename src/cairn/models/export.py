@@ -4,11 +4,12 @@
                      ──▶ Qwen3ForCausalLM    (qk_norm on: Qwen3 is Llama with per-head RMSNorm on queries and keys)
 
 Parameter names are the same on both sides, so a conversion moves tensors and translates the configuration; nothing
-is approximated. What a layout cannot hold is refused.
+is approximated. Weights that layers share are written out for each of them. What a layout cannot hold is refused.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from cairn.models.configuration import CairnConfig
 from cairn.models.modeling import CairnForCausalLM
+from cairn.models.sharing import DeltaLinear
 
-__all__ = ["from_llama", "to_llama"]
+__all__ = ["from_llama", "to_llama", "untied"]
 
 _SHARED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -26,12 +28,34 @@ _SHARED = (
 )
 
 
+# field -> what it must be in a Llama layout; the same network cannot be written down otherwise
+_PLAIN = {"feed_forward": "swiglu", "value_residual": False, "logit_softcap": None, "byte_pooling": None,
+          "early_exit": None}  # fmt: skip
+
+
 def to_llama(model: CairnForCausalLM) -> PreTrainedModel:
     """Returns the same network as a LlamaForCausalLM, or as a Qwen3ForCausalLM if it has QK-norm.
 
-    The result shares no memory with `model` and gives the same logits.
+    The result shares no memory with `model` and gives the same logits. Shared layers become layers of their own, with
+    their low-rank parts added in. Dropout between layers, which only training sees, is left out.
+
+    Raises:
+        ValueError: the model has what a Llama layout cannot hold (byte pooling, early exit, another feed-forward
+            layer, value residual, softcapped logits).
     """
     config = model.config
+    faults = [
+        f"{name} is {getattr(config, name)!r}, allowed: {allowed!r}"
+        for name, allowed in _PLAIN.items()
+        if getattr(config, name) != allowed
+    ]
+    if faults:
+        raise ValueError(
+            "a Llama layout cannot hold this model: " + "; ".join(faults) + ". Next: model.save_pretrained(folder) "
+            "keeps all of it, and loads with AutoModelForCausalLM(trust_remote_code=True)"
+        )
+    if config.sharing:
+        model = untied(model)
     fields: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     fields["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.qk_norm:
@@ -69,6 +93,26 @@ def from_llama(model: PreTrainedModel) -> CairnForCausalLM:
         CairnConfig(**fields, rope_theta=rope.get("rope_theta", 10000.0), qk_norm=config.model_type == "qwen3")
     )
     return _filled(target, model)
+
+
+@torch.no_grad()
+def untied(model: CairnForCausalLM) -> CairnForCausalLM:
+    """Returns the same network with weights of its own in every layer, low-rank parts added in, and sharing None.
+
+    The result shares no memory with `model`; embedding and head stay tied if they are.
+    """
+    config = copy.deepcopy(model.config)
+    config.sharing = None
+    weights = dict(model.state_dict())  # a shared weight has a name in every layer
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, DeltaLinear):
+            weights[f"{name}.weight"] = module.full_weight()
+            del weights[f"{name}.delta_down"], weights[f"{name}.delta_up"]
+    target = CairnForCausalLM._from_config(config, attn_implementation=model.config._attn_implementation)
+    target.to(device=model.device, dtype=model.dtype).train(model.training)
+    target.load_state_dict(weights, strict=True)
+    target.generation_config = model.generation_config
+    return target
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The tokenizer: a lossless BPE over raw characters, rare characters as bytes, and the two ways text becomes ids.
+"""The tokenizers: a lossless BPE over raw characters, rare characters as bytes, or bytes alone; and text as ids.
 
     text --Split--> pieces (" word", "7", "\\n", " ,") --BPE--> tokens, a character outside the alphabet as <0xHH>
     tokens --ByteFallback, Fuse--> the same text
@@ -21,7 +21,10 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["BOS", "EOS", "MIN_VOCABULARY", "PAD", "completion_ids", "prompt_ids", "tokenizer_fingerprint", "train_bpe"]
+__all__ = [
+    "BOS", "EOS", "MIN_VOCABULARY", "PAD", "byte_ids", "byte_tokenizer", "completion_ids", "ids_to_bytes", "prompt_ids",
+    "tokenizer_fingerprint", "train_bpe",
+]  # fmt: skip
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 _SPECIALS = (PAD, BOS, EOS)
@@ -71,6 +74,47 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, model_max_length: int = 
     )
     bare.train_from_iterator(_bounded(texts), trainer)
     return _wrap(_with_bytes(bare), model_max_length)
+
+
+def byte_tokenizer(*, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer of byte-level models: every UTF-8 byte is a token, any valid Unicode string comes back.
+
+    Args:
+        model_max_length: context of the model in bytes, stored with the tokenizer (it only warns, never cuts).
+
+    Returns:
+        A tokenizer with ids <|pad|>=0, <|bos|>=1, <|eos|>=2 and bytes 3..258, the ids that `train_bpe` gives them. It
+        puts <|bos|> in front when add_special_tokens=True. A text of bytes that are no UTF-8 has no string: encode it
+        with `byte_ids` and decode with `ids_to_bytes`.
+    """
+    letters = _byte_letters()
+    vocabulary = {token: index for index, token in enumerate((*_SPECIALS, *letters))}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.add_special_tokens(list(_SPECIALS))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # in short pieces: the model's work grows faster than their length
+        [pre_tokenizers.Split(Regex(r"[\s\S]{1,64}"), behavior="isolated"),
+         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )  # fmt: skip
+    return _wrap(backend, model_max_length, decoders.ByteLevel())
+
+
+def byte_ids(data: bytes) -> list[int]:
+    """Returns the ids of any bytes, UTF-8 or not, as a `byte_tokenizer` numbers them."""
+    return [value + len(_SPECIALS) for value in data]
+
+
+def ids_to_bytes(ids: Iterable[int]) -> bytes:
+    """Returns the bytes of a byte model's ids, as they are; marks are left out.
+
+    Raises:
+        ValueError: an id is no byte and no mark.
+    """
+    kept = [token - len(_SPECIALS) for token in ids if token >= len(_SPECIALS) or token < 0]
+    wrong = next((value for value in kept if not 0 <= value < 256), None)
+    if wrong is not None:
+        last = len(_SPECIALS) + 255
+        raise ValueError(f"id {wrong + len(_SPECIALS)} is not of a byte vocabulary. Allowed: 0 to {last}")
+    return bytes(kept)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -123,7 +167,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # split_special_tokens: text that spells a special token is data, it may not become one.
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
+    try:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
+    except TypeError:
+        half = next((character for character in str(text) if "\ud800" <= character <= "\udfff"), None)
+        if half is None:
+            raise
+        raise ValueError(
+            f"the text holds {half!r}, half of a character: bytes that are no UTF-8 were read as text. Allowed: valid "
+            "Unicode, or for a byte model the bytes themselves (byte_ids)"
+        ) from None
 
 
 def _alphabet(texts: list[str], size: int) -> list[str]:
@@ -156,8 +209,18 @@ def _with_bytes(bare: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _wrap(backend: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+def _byte_letters() -> list[str]:
+    """Returns the character that stands for each byte in a byte-level vocabulary, in the order of the bytes.
+
+    Printable bytes of Latin-1 stand for themselves, the others for the characters from U+0100 on.
+    """
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(value if value in plain else next(others)) for value in range(256)]
+
+
+def _wrap(backend: Tokenizer, model_max_length: int, decoder: Any = None) -> PreTrainedTokenizerFast:
+    backend.decoder = decoder or decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, _SPECIALS.index(BOS))]
     )

@@ -36,10 +36,12 @@ class EncodedPair:
     Args:
         ids: prompt ids followed by completion ids with their end marker, int64 [length].
         prompt_length: how many of `ids` belong to the prompt; the loss looks at the rest.
+        unscored: further stretches [start, end) of `ids` that the loss does not look at: later turns of a user.
     """
 
     ids: np.ndarray
     prompt_length: int
+    unscored: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -49,7 +51,7 @@ class EncodedPair:
     @property
     def targets(self) -> int:
         """The tokens that the loss looks at."""
-        return len(self.ids) - self.prompt_length
+        return len(self.ids) - self.prompt_length - sum(end - start for start, end in self.unscored)
 
 
 def encode_pairs(
@@ -104,6 +106,8 @@ def pad_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, np.ndarray
     for row, pair in enumerate(pairs):
         input_ids[row, : pair.tokens] = pair.ids[:-1]
         labels[row, pair.prompt_length - 1 : pair.tokens] = pair.ids[pair.prompt_length :]
+        for start, end in pair.unscored:
+            labels[row, start - 1 : end - 1] = IGNORED
     return {"input_ids": input_ids, "labels": labels}
 
 

@@ -1,6 +1,7 @@
 """Training checkpoints: weights, optimizer, position and random state, written so that a kill never spoils one.
 
-    RUN/checkpoints/step-00001200/state.pt      model (trained parameters), optimizer, step, seconds, RNG
+    RUN/checkpoints/step-00001200/state.pt      model (trained parameters), optimizer, step, seconds, RNG; what goes
+                                                along with the training (heads of the objective, averages), if anything
                                   sha256        written with it; checked before it is read
 
 The folder is made under a temporary name, fsynced and renamed. The newest `keep` stay.
@@ -9,7 +10,9 @@ The folder is made under a temporary name, fsynced and renamed. The newest `keep
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +21,15 @@ from cairn.errors import CheckpointError
 from cairn.files import atomic_folder, sha256_file
 from cairn.training.optim import Optimizers
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Stateful", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+
+class Stateful(Protocol):
+    """What can be part of a checkpoint beside the model: an `nn.Module` is one."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -27,7 +38,13 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizers: Optimizers, step: int, progress: dict[str, float], keep: int = 2
+    folder: Path,
+    model: nn.Module,
+    optimizers: Optimizers,
+    step: int,
+    progress: dict[str, float],
+    keep: int = 2,
+    along: Mapping[str, Stateful] | None = None,
 ) -> Path:
     """Writes the state after `step` steps and deletes all but the newest `keep` checkpoints.
 
@@ -35,6 +52,7 @@ def save_checkpoint(
         folder: where checkpoints live.
         step: steps done.
         progress: counters that go on over restarts (seconds, tokens).
+        along: what else goes along with the training, by name.
 
     Raises:
         StorageError: the disk is full or may not be written; older checkpoints are untouched.
@@ -47,6 +65,7 @@ def save_checkpoint(
         "optimizers": optimizers.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **({"along": {name: part.state_dict() for name, part in along.items()}} if along else {}),
     }
     with atomic_folder(target) as temporary:
         torch.save(state, temporary / "state.pt")
@@ -62,14 +81,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers) -> tuple[int, dict[str, float]]:
-    """Restores weights, optimizer and random state.
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizers: Optimizers, along: Mapping[str, Stateful] | None = None
+) -> tuple[int, dict[str, float]]:
+    """Restores weights, optimizer, random state and what goes along with the training.
 
     Returns:
         Steps done and the counters given to `save_checkpoint`.
 
     Raises:
-        CheckpointError: the file is damaged, or was written for a model of another shape.
+        CheckpointError: the file is damaged, or was written for a model of another shape or another objective.
     """
     file, stamp = path / "state.pt", path / "sha256"
     again = f"delete {path} to go on from the checkpoint before it"
@@ -84,9 +105,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers) -> tup
             f"checkpoint {path} was written for another model; {len(wrong)} parameters differ, first", value=wrong[0],
             next="choose another folder with --out",
         )
+    parts = state.get("along", {})
+    if set(parts) != set(along or {}):
+        raise CheckpointError(
+            f"checkpoint {path} was written for another training: beside the model it holds", value=sorted(parts),
+            allowed=str(sorted(along or {})), next="choose another folder with --out",
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(theirs[name])
+    for name, part in (along or {}).items():
+        part.load_state_dict(parts[name])
     optimizers.load_state_dict(state["optimizers"])
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and len(state["cuda_rng"]) == torch.cuda.device_count():

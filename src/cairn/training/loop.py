@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ from cairn.config import StrictModel
 from cairn.errors import EngineError
 from cairn.progress import Progress
 from cairn.runs import RunFolder
-from cairn.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from cairn.training.averaging import WeightAverage
+from cairn.training.checkpoint import Stateful, latest_checkpoint, load_checkpoint, save_checkpoint
 from cairn.training.objectives import Objective
 from cairn.training.optim import Optimizers, ScheduleConfig, schedule_factor
 
@@ -47,6 +49,7 @@ class LoopConfig(StrictModel):
 
     Args:
         micro_rows: rows of one forward pass; the batch is split into as many as needed. None = the whole batch.
+            Where rows are shorter than the full length, as many more are taken.
         grad_clip: largest global gradient norm; None = no clipping.
         autocast: `bf16` or `none`.
         compile: torch.compile of the objective; costs a minute at the start, pays in long runs of fixed shape.
@@ -95,6 +98,10 @@ def train(
     evaluate: Callable[[int], dict[str, Any]] | None = None,
     title: str = "train",
     pad_token_id: int | None = None,
+    heads: nn.Module | None = None,
+    average: WeightAverage | None = None,
+    before_step: Callable[[int], None] | None = None,
+    full_length: int | None = None,
 ) -> LoopResult:
     """Trains the parameters of `model` that ask for gradients, resuming from `run` if it holds a checkpoint.
 
@@ -109,19 +116,26 @@ def train(
         evaluate: called with the steps done; what it returns is logged (a text under `sample` is also shown).
         title: shown in the progress line.
         pad_token_id: tokens with this id are not counted as seen where the labels are -100; None counts all.
+        heads: of the objective, on the same device: trained, clipped and checkpointed with the model.
+        average: told of every step, and part of each checkpoint.
+        before_step: called with the number of each step, counted from 0, before its batch is made.
+        full_length: tokens per row that `config.micro_rows` is meant for; None: the rows are what they are.
 
     Raises:
-        EngineError: the loss is not finite.
+        EngineError: loss, gradient or weights are not finite; the last checkpoint is from before that.
         KeyboardInterrupt: after a checkpoint, when interrupted.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(model.parameters()).device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters += list(heads.parameters()) if heads is not None else []
+    pairs: dict[str, Stateful | None] = {"heads": heads, "average": average}
+    along = {name: part for name, part in pairs.items() if part is not None}
     checkpoints = run.path / "checkpoints"
     step, counters = 0, {"seconds": 0.0, "tokens": 0, "loss": math.nan}
     newest = latest_checkpoint(checkpoints)
     if newest is not None:
-        step, counters = load_checkpoint(newest, model, optimizers)
+        step, counters = load_checkpoint(newest, model, optimizers, along)
         if rank == 0:
             run.trim_metrics(step)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.autocast == "bf16")
@@ -134,13 +148,17 @@ def train(
         forward = torch.compile(forward, dynamic=False)
 
     def save() -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            raise _not_finite("a weight", step, math.nan, checkpoints)
         if rank == 0:
-            save_checkpoint(checkpoints, model, optimizers, step, counters, config.keep)
+            save_checkpoint(checkpoints, model, optimizers, step, counters, config.keep, along)
 
     model.train()
     with _interruptible() as interrupted, _progress(title, steps, step, rank) as progress:
         while step < steps:
             began = time.perf_counter()
+            if before_step is not None:
+                before_step(step)
             batch = batches.batch(step)
             labels = batch["labels"]
             targets = int(_sum((labels != -100).sum(), world, device))
@@ -148,7 +166,8 @@ def train(
             tokens = int(_sum(real.sum(), world, device))
             total, sums = torch.zeros((), device=device), {}
             rows = len(labels)
-            size = config.micro_rows or rows
+            shorter = max(1, full_length // labels.shape[1]) if full_length else 1
+            size = config.micro_rows * shorter if config.micro_rows else rows
             for start in range(0, rows, size):
                 micro = {
                     name: torch.from_numpy(np.ascontiguousarray(values[start : start + size])).to(device)
@@ -161,15 +180,16 @@ def train(
                     sums[name] = sums.get(name, 0) + value.detach()
             mean_loss = float(_sum(total, world, device)) / targets
             if not math.isfinite(mean_loss):
-                raise EngineError(
-                    f"loss is not finite at step {step + 1}", value=mean_loss,
-                    next="lower the learning rate; the last checkpoint is whole, the same command goes on from it",
-                )
+                raise _not_finite("loss", step + 1, mean_loss, checkpoints)
             _reduce_gradients(parameters, world)
-            norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
+            if not math.isfinite(norm):  # before the step: the weights are still good
+                raise _not_finite("gradient", step + 1, norm, checkpoints)
             factor = schedule_factor(schedule, step, steps)
             optimizers.step(factor)
             step += 1
+            if average is not None:
+                average.after_step(step)
             seconds = time.perf_counter() - began
             counters = {
                 "seconds": counters["seconds"] + seconds, "tokens": counters["tokens"] + tokens, "loss": mean_loss
@@ -178,7 +198,7 @@ def train(
             last = step == steps
             if rank == 0 and config.log_every and (step % config.log_every == 0 or last):
                 run.log(
-                    step=step, loss=mean_loss, learning_rate_factor=factor, grad_norm=float(norm),
+                    step=step, loss=mean_loss, learning_rate_factor=factor, grad_norm=norm,
                     tokens=counters["tokens"], tokens_per_s=tokens / seconds, seconds=round(counters["seconds"], 3),
                     **{name: float(value) / targets for name, value in sums.items()},
                 )
@@ -195,6 +215,16 @@ def train(
                 raise KeyboardInterrupt
     model.eval()
     return LoopResult(step, int(counters["tokens"]), counters["loss"], counters["seconds"])
+
+
+def _not_finite(what: str, step: int, value: float, checkpoints: Path) -> EngineError:
+    """Says where the training broke and what is left of it."""
+    newest = latest_checkpoint(checkpoints)
+    good = f"the same command goes on from the last good checkpoint, {newest}; " if newest else ""
+    return EngineError(
+        f"{what} is not finite at step {step}", value=value,
+        next=f"{good}if it comes again, lower the learning rate and choose another folder with --out",
+    )
 
 
 def _sum(value: Any, world: int, device: torch.device) -> Tensor:

@@ -1,9 +1,10 @@
 """Pretraining: from a recipe to a model folder.
 
-    recipe ─▶ sample of every source ─▶ tokenizer ─▶ mixture of sources ─▶ shards ─▶ loop ─▶ model folder
+    recipe ─▶ (teacher's text) ─▶ tokenizer ─▶ mixture ─▶ shards ─▶ (teacher's logits) ─▶ loop ─▶ model folder
 
     RUN/tokenizer/       trained once                     RUN/shards/     written once, hashes checked
     RUN/checkpoints/     written as the loop goes         RUN/model/      weights in bf16, tokenizer, code: the result
+    RUN/written/         texts of a teacher, if any       RUN/teacher_logits/   of a teacher, if any
 
 Each part is finished before the next begins, and a part that is there and whole is not made again: the same command
 goes on where it was. Under torchrun every process runs this; the first one writes.
@@ -15,110 +16,45 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from cairn.config import StrictModel
 from cairn.data.corpora import SourceConfig, iterate
 from cairn.data.decontaminate import Decontaminator
 from cairn.data.loader import PackedLoader
 from cairn.data.mixture import write_mixture
 from cairn.data.shards import ShardProgress, ShardSet, ShardSummary
+from cairn.data.teacher import Teacher
+from cairn.data.written import TEXT_FILE, write_teacher_text
 from cairn.errors import ConfigError
-from cairn.files import atomic_folder, sha256_json
-from cairn.models import CairnForCausalLM
-from cairn.models.presets import PRESETS, preset_config
-from cairn.models.tokenization import completion_ids, prompt_ids, train_bpe
+from cairn.files import atomic_folder, sha256_json, write_json
+from cairn.models import CairnConfig, CairnForCausalLM
+from cairn.models.byte_fit import fit_patch_rule, needs_fitting
+from cairn.models.presets import preset_config
+from cairn.models.tokenization import byte_tokenizer, completion_ids, prompt_ids, train_bpe
 from cairn.runs import RunFolder
-from cairn.training.loop import LoopConfig, LoopResult, train
-from cairn.training.objectives import next_token
-from cairn.training.optim import OptimizerConfig, ScheduleConfig, build_optimizers
+from cairn.training.averaging import WeightAverage
+from cairn.training.checkpoint import latest_checkpoint
+from cairn.training.distill_logits import DistillLogitsConfig
+from cairn.training.loop import LoopResult, train
+from cairn.training.objective_config import build_objective
+from cairn.training.objectives import PretrainObjective
+from cairn.training.optim import build_optimizers
+from cairn.training.pretrain_batches import PretrainBatches
+from cairn.training.pretrain_recipe import PretrainRecipe
+from cairn.training.schedules import DropoutSchedule
+from cairn.training.teacher_logits import TeacherLogits, check_teacher_tokenizer, write_teacher_logits
 
-__all__ = ["PretrainRecipe", "bits_per_byte", "pretrain"]
+__all__ = ["PretrainRecipe", "bits_per_byte", "model_config", "prepare", "pretrain"]
 
-
-class TokenizerConfig(StrictModel):
-    """The tokenizer: trained on the first `train_bytes` of the mixture's sources, or taken from a folder or the hub."""
-
-    vocab_size: int = Field(4096, ge=320)
-    train_bytes: int = Field(30_000_000, gt=0)
-    source: str | None = None
-
-
-class DataConfig(StrictModel):
-    """The text: sources and their mixture, validation files, and evaluation sets to keep out.
-
-    Args:
-        sources: what to mix; relative paths start at `root`.
-        root: folder of relative paths; None = the recipe's own folder.
-        total_tokens: length of the stream; None = one pass over the sources.
-        validation: sources for bits per byte while training; a generator gets another seed than in training.
-        validation_bytes: bytes read from the start of each.
-        keep_out: evaluation texts that must not be trained on; a piece that overlaps one is dropped and counted.
-        seed: of shuffles and generators.
-    """
-
-    sources: list[SourceConfig] = Field(min_length=1)
-    root: str | None = None
-    total_tokens: int | None = Field(None, ge=1)
-    validation: list[SourceConfig] = []
-    validation_bytes: int = Field(100_000, gt=0)
-    keep_out: list[SourceConfig] = []
-    seed: int = 0
-
-
-class ModelConfig(StrictModel):
-    """The shape: a preset and the fields that differ from it (`vocab_size` follows the tokenizer)."""
-
-    preset: str = "base"
-    changes: dict[str, Any] = {}
-
-    @field_validator("preset")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        preset_config(value)
-        return value
-
-    @field_validator("changes")
-    @classmethod
-    def _fields(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "vocab_size" in value:
-            raise ValueError("vocab_size follows the tokenizer; set tokenizer.vocab_size")
-        preset_config(next(iter(PRESETS)), **value)
-        return value
-
-
-class PretrainRecipe(StrictModel):
-    """A whole pretraining run.
-
-    Args:
-        steps: optimizer steps.
-        sequence_length: tokens per row.
-        batch_rows: rows of the global batch, over all processes.
-        samples: prompts continued at every evaluation.
-    """
-
-    recipe: Literal["pretrain"]
-    name: str
-    seed: int = 0
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    steps: int = Field(ge=1)
-    sequence_length: int = Field(512, ge=8)
-    batch_rows: int = Field(32, ge=1)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    loop: LoopConfig = LoopConfig()
-    samples: list[str] = ["Once upon a time"]
-    device: str = "auto"
+_PATCH_SAMPLE_BYTES = 4_000_000  # of text, from which the patch rule of a byte model is counted
 
 
 def pretrain(
@@ -126,6 +62,7 @@ def pretrain(
     out: str | Path,
     *,
     recipe_folder: str | Path = ".",
+    teacher: Teacher | None = None,
     say: Callable[[str], None] = print,
 ) -> LoopResult:
     """Runs a recipe to the end, or on from where an earlier call stopped.
@@ -134,14 +71,16 @@ def pretrain(
         recipe: what to do.
         out: run folder.
         recipe_folder: where relative paths of the recipe start.
+        teacher: writes the texts that `data.written` asks for.
         say: prints a line of what is being done.
 
     Returns:
         What the loop reports; the model is in `out`/model.
 
     Raises:
-        ConfigError: `out` holds another run, or the model cannot take `sequence_length`.
+        ConfigError: `out` holds another run, or the steps need more passes over the data than `data.max_epochs`.
         DataError, ShardError, TokenizerError, CheckpointError, StorageError: as their parts say.
+        EngineError: the loss is not finite, or the teacher failed.
     """
     rank, world, device = _processes(recipe.device)
     root = Path(recipe_folder) / (recipe.data.root or ".")
@@ -152,26 +91,37 @@ def pretrain(
     if rank:
         run = RunFolder(out, recipe, seed=recipe.seed)
     if rank == 0:
-        tokenizer = _tokenizer(recipe, root, out, say)
-        _shards(recipe, root, out, tokenizer, say)
+        prepare(recipe, out, recipe_folder=recipe_folder, teacher=teacher, say=say)
     _barrier(world)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     shards = ShardSet.open(out / "shards", tokenizer, verify=rank == 0)
-    torch.manual_seed(recipe.seed)
-    config = preset_config(
-        recipe.model.preset, **{**recipe.model.changes, "vocab_size": len(tokenizer)}
+    loader = PackedLoader(
+        shards, recipe.sequence_length, recipe.batch_rows, recipe.seed, rank, world, recipe.data.order
     )
-    if recipe.sequence_length > config.max_position_embeddings:
-        raise ConfigError(
-            str(out), [f"sequence_length: {recipe.sequence_length}, allowed: at most the model's "
-                       f"max_position_embeddings ({config.max_position_embeddings})"],
-        )
-    model = CairnForCausalLM(config).to(device)
-    loader = PackedLoader(shards, recipe.sequence_length, recipe.batch_rows, recipe.seed, rank, world)
+    if latest_checkpoint(out / "checkpoints") is None:  # a run under way goes on
+        _check_epochs(recipe, loader, out)
+    torch.manual_seed(recipe.seed)
+    model = CairnForCausalLM(model_config(recipe, tokenizer)).to(device)
+    if needs_fitting(model):  # the same texts give the same table, so a resumed run has it too
+        facts = fit_patch_rule(model, _sample_texts(recipe, _sources(recipe, out), root, _PATCH_SAMPLE_BYTES))
+        if rank == 0:
+            shown = (f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in facts.items())
+            say("patches: " + ", ".join(shown))
+    objective = build_objective(
+        recipe.objective, tokenizer, hidden_size=model.get_output_embeddings().weight.shape[1], steps=recipe.steps,
+        batch_rows=recipe.batch_rows, sequence_length=recipe.sequence_length, seed=recipe.seed,
+        model_config=model.config,
+    )
+    if objective.heads is not None:
+        objective.heads.to(device)
     if rank == 0:
-        say(f"model: {model.num_parameters():,} parameters; stream: {len(shards):,} tokens; "
-            f"{recipe.steps:,} steps of {loader.tokens_per_step:,} tokens ({loader.epoch(recipe.steps):.2f} epochs); "
-            f"{world} process(es), {torch.get_num_threads()} threads, {device}")
+        heads = sum(one.numel() for one in objective.heads.parameters()) if objective.heads is not None else 0
+        say(f"model: {model.num_parameters():,} parameters{f' and {heads:,} of training heads' if heads else ''}; "
+            f"stream: {len(shards):,} tokens; {recipe.steps:,} steps of {loader.tokens_per_step:,} tokens "
+            f"({loader.epoch(recipe.steps):.2f} epochs); {world} process(es), {torch.get_num_threads()} threads, "
+            f"{device}")
+    logits = _teacher_logits(recipe, out, Path(recipe_folder), loader, len(tokenizer), device, say)
     validation = {
         source.name: list(_head(iterate(source, root=root, seed=recipe.data.seed + 1), recipe.data.validation_bytes))
         for source in recipe.data.validation
@@ -186,20 +136,58 @@ def pretrain(
                 found["sample"] = "\n".join(sample(model, tokenizer, prompt) for prompt in recipe.samples)
         return found
 
+    average = WeightAverage(recipe.averaging, model, recipe.steps) if recipe.averaging is not None else None
+    dropout = DropoutSchedule(recipe.dropout, model, recipe.steps) if recipe.dropout is not None else None
+    trained = model if objective.heads is None else nn.ModuleList([model, objective.heads])
     result = train(
-        model, next_token, loader, build_optimizers(model, recipe.optimizer), recipe.schedule, recipe.steps,
-        recipe.loop, run, evaluate=evaluate, title=f"pretrain {recipe.name}",
+        model, objective, PretrainBatches(loader, objective, recipe.steps, recipe.length_warmup, logits),
+        build_optimizers(trained, recipe.optimizer), recipe.schedule, recipe.steps, recipe.loop, run,
+        evaluate=evaluate, title=f"pretrain {recipe.name}", heads=objective.heads, average=average,
+        before_step=dropout, full_length=recipe.sequence_length,
     )
+    if dropout is not None:
+        dropout.restore()
     if rank == 0:
         if not run.finished:
-            logging.disable_progress_bar()  # of one file, written at once
-            with atomic_folder(out / "model") as folder:
-                model.to(torch.bfloat16).save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
+            if average is not None:
+                average.write()
+                _log_average(run, result.steps, evaluate(result.steps), say)
+            _save(recipe, model, tokenizer, objective, out / "model")
             run.finish(sorted(str(f.relative_to(out)) for f in (out / "model").iterdir() if f.is_file()))
         say(f"model folder: {out / 'model'}")
     _barrier(world)
     return result
+
+
+def prepare(
+    recipe: PretrainRecipe,
+    out: str | Path,
+    *,
+    recipe_folder: str | Path = ".",
+    teacher: Teacher | None = None,
+    say: Callable[[str], None] = print,
+) -> PreTrainedTokenizerBase:
+    """Makes the tokenizer and the shards of a recipe in `out`, where they are not there yet; trains nothing.
+
+    Raises:
+        ConfigError: `data.written` asks for texts that are not there, and there is no `teacher`.
+        TokenizerError: the teacher of a logit distillation has another tokenizer.
+        DataError, ShardError, TokenizerError, StorageError: as their parts say.
+    """
+    root, out = Path(recipe_folder) / (recipe.data.root or "."), Path(out)
+    if recipe.data.written is not None:
+        write_teacher_text(recipe.data.written, teacher, out / "written", recipe.data.seed, root=root, say=say)
+    sources = _sources(recipe, out)
+    tokenizer = _tokenizer(recipe, sources, root, out, say)
+    if isinstance(recipe.objective, DistillLogitsConfig):
+        check_teacher_tokenizer(_teacher_place(recipe.objective.teacher, Path(recipe_folder)), tokenizer)
+    _shards(recipe, sources, root, out, tokenizer, say)
+    return tokenizer
+
+
+def model_config(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> CairnConfig:
+    """Returns the shape of a recipe's model: its preset, its changes, and the tokenizer's vocabulary."""
+    return preset_config(recipe.model.preset, **{**recipe.model.changes, "vocab_size": len(tokenizer)})
 
 
 def bits_per_byte(
@@ -245,34 +233,101 @@ def sample(
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
+def _sources(recipe: PretrainRecipe, out: Path) -> list[SourceConfig]:
+    """Returns the sources of the recipe and the teacher's texts, if it has any."""
+    written = recipe.data.written
+    return [*recipe.data.sources, *([written.source((out / "written" / TEXT_FILE).resolve())] if written else [])]
+
+
+def _check_epochs(recipe: PretrainRecipe, loader: PackedLoader, out: Path) -> None:
+    """Refuses a schedule that is longer than the data."""
+    passes, allowed = loader.epoch(recipe.steps), recipe.data.max_epochs
+    if passes > 1.01 * allowed:  # a stream that was ordered to measure may lack its last row
+        fitting = max(1, int(loader.steps_per_epoch * allowed))
+        raise ConfigError(
+            str(out), [f"steps: {recipe.steps:,} steps of {loader.tokens_per_step:,} tokens read the stream of "
+                       f"{len(loader.shards):,} tokens {passes:.2f} times, allowed: data.max_epochs = {allowed:g}"],
+            next=f"--set steps={fitting}, or more text, or --set data.max_epochs={math.ceil(passes)} if the "
+                 "repetition is meant; with another --out, because this folder keeps its recipe",
+        )
+
+
+def _teacher_place(name: str, folder: Path) -> str:
+    """Returns a teacher's folder beside the recipe if there is one, else its name as it is."""
+    return str(folder / name) if (folder / name / "config.json").is_file() else name
+
+
+def _teacher_logits(
+    recipe: PretrainRecipe, out: Path, recipe_folder: Path, loader: PackedLoader, vocab_size: int,
+    device: torch.device, say: Callable[[str], None],
+) -> TeacherLogits | None:
+    """Lets the teacher of a logit distillation read the rows; None for every other objective."""
+    config = recipe.objective
+    if not isinstance(config, DistillLogitsConfig):
+        return None
+    folder = out / "teacher_logits" if config.cache is None else recipe_folder / config.cache
+    place = _teacher_place(config.teacher, recipe_folder)
+    state = torch.get_rng_state()  # whatever loading a teacher draws, the student's weights and dropout stay the same
+    logits = write_teacher_logits(config, place, loader, recipe.steps, vocab_size, folder, device, say=say)
+    torch.set_rng_state(state)
+    _barrier(loader.world_size)
+    logits.finish(write=loader.rank == 0)
+    return logits
+
+
+def _log_average(run: RunFolder, step: int, found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Logs how the averaged weights do, once: a call that was killed while saving has logged it already."""
+    figures = {f"averaged_{name}": value for name, value in found.items() if isinstance(value, float)}
+    if figures and not any(set(figures) & set(row) for row in run.metrics()):
+        run.log(step=step, **figures)
+    say("averaged weights: " + (", ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "saved"))
+
+
+def _save(
+    recipe: PretrainRecipe, model: CairnForCausalLM, tokenizer: PreTrainedTokenizerBase, objective: PretrainObjective,
+    out: Path,
+) -> None:
+    logging.disable_progress_bar()  # of one file, written at once
+    with atomic_folder(out) as folder:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if objective.heads is not None and objective.keep_heads:
+            weights = {name: one.to("cpu", torch.bfloat16) for name, one in objective.heads.state_dict().items()}
+            save_file(weights, folder / "objective_heads.safetensors")
+            write_json(folder / "objective.json", recipe.objective.model_dump(mode="json"))
+
+
 def _tokenizer(
-    recipe: PretrainRecipe, root: Path, out: Path, say: Callable[[str], None]
+    recipe: PretrainRecipe, sources: list[SourceConfig], root: Path, out: Path, say: Callable[[str], None]
 ) -> PreTrainedTokenizerBase:
     folder = out / "tokenizer"
     if not folder.exists():
-        if recipe.tokenizer.source:
-            tokenizer: Any = AutoTokenizer.from_pretrained(recipe.tokenizer.source)
+        if recipe.tokenizer.kind == "bytes":
+            tokenizer: Any = byte_tokenizer()
+        elif recipe.tokenizer.source:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer.source)
         else:
             say(f"tokenizer: training {recipe.tokenizer.vocab_size:,} entries on "
                 f"{recipe.tokenizer.train_bytes / 1e6:.0f} MB of the sources")
-            tokenizer = train_bpe(_tokenizer_texts(recipe, root), recipe.tokenizer.vocab_size)
+            tokenizer = train_bpe(_sample_texts(recipe, sources, root, recipe.tokenizer.train_bytes),
+                                  recipe.tokenizer.vocab_size)
         with atomic_folder(folder) as temporary:
             tokenizer.save_pretrained(temporary)
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _tokenizer_texts(recipe: PretrainRecipe, root: Path) -> Iterator[str]:
-    """Yields an equal number of bytes from each source (a weighted one: its share), `train_bytes` in all."""
-    sources = recipe.data.sources
+def _sample_texts(recipe: PretrainRecipe, sources: list[SourceConfig], root: Path, size: int) -> Iterator[str]:
+    """Yields an equal number of bytes from each source (a weighted one: its share), `size` in all."""
     given = sum(source.weight or 0 for source in sources)
     others = sum(source.weight is None for source in sources)
     for source in sources:
         share = source.weight if source.weight is not None else max(1 - given, 0) / others
-        yield from _head(iterate(source, root=root, seed=recipe.data.seed), int(recipe.tokenizer.train_bytes * share))
+        yield from _head(iterate(source, root=root, seed=recipe.data.seed), int(size * share))
 
 
 def _shards(
-    recipe: PretrainRecipe, root: Path, out: Path, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+    recipe: PretrainRecipe, sources: list[SourceConfig], root: Path, out: Path, tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str], None],
 ) -> ShardSummary:
     if (out / "shards" / "manifest.json").exists():  # written by an earlier call; whole, or the loader refuses it
         return ShardSet.open(out / "shards", tokenizer, verify=False).summary
@@ -291,7 +346,7 @@ def _shards(
             keep.add(known.name, iterate(known, root=root))
             say(f"keeping out: {known.name}")
     summary = write_mixture(
-        recipe.data.sources, tokenizer, out / "shards", recipe.data.seed, recipe.data.total_tokens, root=root,
+        sources, tokenizer, out / "shards", recipe.data.seed, recipe.data.total_tokens, root=root,
         on_progress=report, reject=keep.overlaps if keep else None,
         reject_key=sha256_json([known.model_dump(mode="json") for known in recipe.data.keep_out]),
     )

@@ -36,7 +36,7 @@ from cairn.runs import RunFolder
 from cairn.stacks.spec import StackSpec
 from cairn.verbs.recipe import ExperimentRecipe, load_recipe
 
-__all__ = ["distill", "distill_stack"]
+__all__ = ["distill", "distill_stack", "open_teacher"]
 
 # Of a stage, what has no part in the examples: how the trained model is asked.
 _OF_THE_STUDENT = {"prompt", "sampling", "adapter", "retries", "constrain"}
@@ -138,7 +138,7 @@ def distill_stack(
     out = Path(out)
     run = RunFolder(out, _settings(config, spec), seed=config.seed)
     if teacher is None:
-        teacher = _teacher(config, place)
+        teacher = open_teacher(config.teacher, place)
     prepared = prepare(_placed(config, place), spec, "")
     known = Answers(out / "answers.jsonl", answers)
     budget = Budget(known, max_calls, max_tokens)
@@ -208,9 +208,13 @@ def _placed(config: DistillConfig, place: Callable[[str], str]) -> DistillConfig
     return config.model_copy(update={"source": source, "keep_out": keep_out})
 
 
-def _teacher(config: DistillConfig, place: Callable[[str], str]) -> Teacher:
-    """Returns the teacher that a recipe names; an engine is opened when it is asked for the first time."""
-    settings = config.teacher
+def open_teacher(settings: Any, place: Callable[[str], str] = str) -> Teacher:
+    """Returns the teacher that a recipe names; an engine is opened when it is asked for the first time.
+
+    Args:
+        settings: one of the kinds of teacher in `data.distill_config`; None: there is none.
+        place: path in the recipe -> path to open.
+    """
     if isinstance(settings, OpenAITeacher):
         return LaterTeacher(f"openai:{settings.model}", settings.system, lambda name: _server(settings, name))
     if isinstance(settings, HuggingFaceTeacher):

@@ -63,6 +63,9 @@ def evaluate(
     max_bytes: Annotated[int | None, typer.Option(min=1, help="First N bytes of each text file.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens read at once for bits per byte.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens scored per window; default context / 2.")] = None,
+    exit_threshold: Annotated[
+        float | None, typer.Option(min=0.0, help="Let a model answer from its exits once they are this sure (0 to 1).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON; an interrupted run goes on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -118,6 +121,8 @@ def evaluate(
         raise InputError("nothing to measure", allowed=", ".join(wanted), next="cairn eval --help")
     is_stack = _is_stack(model)
     data_shots = counts.get("*", _DATA_SHOTS)
+    if is_stack and exit_threshold is not None:
+        raise InputError("--exit-threshold is for a model", value=model, allowed="no --exit-threshold with a stack")
     _check(model, is_stack, wanted, train or [], data_shots, set_ or [], chosen)
     if dtype == "auto" and not is_stack:
         dtype = "float32"  # log-likelihoods in bfloat16 are off in the third digit
@@ -129,6 +134,7 @@ def evaluate(
         "train": [str(path) for path in train or []], "shots": data_shots if data else None, "limit": chosen.limit,
         "max_bytes": max_bytes, "context": context, "stride": stride, "dtype": dtype, "seed": seed or 0,
         "set": set_ or [], "tasks": chosen.model_dump() if chosen.tasks else None,
+        **({} if exit_threshold is None else {"exit_threshold": exit_threshold}),
     }  # fmt: skip
     stamp = {**settings, "files": _stamps([Path(model), *files])}
     started = time.perf_counter()
@@ -145,12 +151,10 @@ def evaluate(
             engine = open_engine(spec, device=device, dtype=dtype)
             parts = stack_parts(spec, engine, read, settings, kept)
         else:
-            from cairn.engines.torch_engine import TorchEngine
-
             spec = None
             read = read_files(settings, text or [], blimp, data or [], train or [], None)
             kept = Partial(out, stamp)
-            engine = TorchEngine(model, device=device, dtype=dtype)
+            engine = _model_engine(model, device, dtype, exit_threshold)
             parts = model_parts(engine, read, settings, kept)
         if opened is not None:
             parts["harness"] = score_opened(opened, engine, spec, kept, out)
@@ -170,6 +174,18 @@ def evaluate(
         print_result(result)
         if out is not None:
             print(f"written to {out}")
+
+
+def _model_engine(model: str, device: str, dtype: str, exit_threshold: float | None) -> Any:
+    from cairn.engines.torch_engine import TorchEngine
+
+    if exit_threshold is None:
+        return TorchEngine(model, device=device, dtype=dtype)
+    from cairn.engines.exit_engine import ExitDecoding, ExitEngine
+
+    if exit_threshold <= 0:
+        raise InputError("an exit is always surer than that", value=exit_threshold, allowed="more than 0")
+    return ExitEngine(model, exits=ExitDecoding(threshold=exit_threshold), device=device, dtype=dtype)
 
 
 def _check(

@@ -17,6 +17,10 @@ from cairn.errors import AdapterError, CheckpointError, ConfigError, InputError,
 __all__ = ["describe", "info"]
 
 _BATCH_TOKENS = 4096
+_SWITCHES = {  # field -> its value in a plain decoder
+    "sharing": None, "byte_pooling": None, "early_exit": None, "feed_forward": "swiglu", "value_residual": False,
+    "logit_softcap": None, "hidden_dropout": 0.0,
+}  # fmt: skip
 
 
 def info(
@@ -29,6 +33,9 @@ def info(
     batch_tokens: Annotated[
         int, typer.Option("--batch-tokens", min=1, help="Tokens of one micro-batch, for the training memory.")
     ] = _BATCH_TOKENS,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Instead: interfaces and sharing schemes around the same layers.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show what a preset, a model, a stack or a data folder holds, and what it costs.
@@ -40,14 +47,23 @@ def info(
         stack folder    stages, what each reads, who answers it, contracts, trained parameters
         shard folder    sources, tokens, bytes per token; every hash is checked
 
+    With --compare: the parameters of BPE, byte and byte-pooled interfaces and of every way to share weights, around
+    the layers of a preset or a model; without one, around those of arXiv 2405.14159.
+
     Examples:
 
         cairn info
         cairn info 10m --context 1024
         cairn info runs/demo/stack
         cairn info embedded:base --json
+        cairn info 50m --compare
     """
-    facts = _overview() if what is None else describe(what, context=context, batch_tokens=batch_tokens)
+    if compare:
+        from cairn.verbs.info_compare import compare_accounts
+
+        facts = compare_accounts(what)
+    else:
+        facts = _overview() if what is None else describe(what, context=context, batch_tokens=batch_tokens)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -103,6 +119,9 @@ def _model_facts(config: Any, context: int | None, batch_tokens: int) -> dict[st
             "layers": config.num_hidden_layers, "hidden_size": config.hidden_size, "heads": heads,
             "key_value_heads": keys or heads, "intermediate_size": config.intermediate_size,
             "vocabulary": config.vocab_size, "longest_sequence": longest,
+        },
+        "variant": {
+            name: getattr(config, name) for name, plain in _SWITCHES.items() if getattr(config, name, plain) != plain
         },
         "parameters": parts,
         "tied_head": bool(getattr(config, "tie_word_embeddings", False)),
@@ -282,6 +301,8 @@ def _model_tables(facts: dict[str, Any]) -> list[Any]:
         label = f"training memory, {tokens:,} tokens a batch (estimate)" if name == "total" else f"  {name}"
         costs.add_row(label, _bytes(count))
     tables = [head, parts, costs]
+    if facts["variant"]:
+        tables.insert(1, "variant: " + json.dumps(facts["variant"], ensure_ascii=False))
     if "file_bytes" in facts:
         tables.append(f"On disk: {facts['stored_parameters']:,} parameters in {_bytes(facts['file_bytes'])}.")
     return tables
@@ -334,7 +355,13 @@ def _overview_tables(facts: dict[str, Any]) -> list[Any]:
     return [table, f"Embedded base (embedded:base): {size}. More: cairn info embedded:base"]
 
 
+def _comparison_tables(facts: dict[str, Any]) -> list[Any]:
+    from cairn.verbs.info_compare import comparison_tables
+
+    return comparison_tables(facts, _table)
+
+
 _TABLES = {
     "preset": _model_tables, "model": _model_tables, "stack": _stack_tables, "shards": _shard_tables,
-    "overview": _overview_tables,
+    "overview": _overview_tables, "comparison": _comparison_tables,
 }  # fmt: skip

@@ -23,7 +23,8 @@ def pretrain(
 
     A recipe names text sources (JSONL, plain text, packed with xz, gz or zst, Hugging Face datasets, Cairn's own
     generator), a tokenizer, a model shape and a schedule. The command trains the tokenizer, writes token shards,
-    trains, and leaves a Hugging Face model folder in OUT/model.
+    trains, and leaves a Hugging Face model folder in OUT/model. Objectives (multi-token, causal and masked, next
+    thought, distillation), dropout and length schedules and averaging are sections of the recipe: docs/pretraining.md.
 
     Killed at any moment, the same command goes on where it was and ends with the same weights. Ctrl-C ends the
     running step and writes a checkpoint first. Several processes: torchrun --nproc-per-node 2 -m cairn pretrain ...
@@ -41,4 +42,14 @@ def pretrain(
     from cairn.training.pretrain import pretrain as run_recipe
 
     loaded = load_config(PretrainRecipe, recipe, overrides or [])
-    run_recipe(loaded, out or Path("runs") / loaded.name, recipe_folder=recipe.parent, say=typer.echo)
+    teacher = None
+    if loaded.data.written is not None:
+        from cairn.verbs.distill import open_teacher
+
+        root = recipe.parent / (loaded.data.root or ".")
+        teacher = open_teacher(
+            loaded.data.written.teacher, lambda path: str(root / path) if (root / path).exists() else path
+        )
+    run_recipe(
+        loaded, out or Path("runs") / loaded.name, recipe_folder=recipe.parent, teacher=teacher, say=typer.echo
+    )

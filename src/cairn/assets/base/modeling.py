@@ -5,171 +5,54 @@
            x = x + down(silu(gate n) * up n)                              n = RMSNorm(x)
       RMSNorm -> lm_head (tied) -> logits [batch, seq, vocab]
 
+A variant is a value of the configuration: layers may share weights (`sharing.py`), and another decoder may stand
+between ids and head (`build_decoder`). `CairnModel.begin`, `run_layers` and `norm` are the forward pass in parts.
+
 The parameter names are those of Llama (and of Qwen3 when `qk_norm` is on), so that a checkpoint can be exported
-by renaming nothing. Attention goes through transformers' attention interface with every keyword passed on: that
-is what makes static and paged caches, packed batches and continuous batching right. Rotary tables are computed in
-each forward pass from the configuration, never cached on a class: several models of different shape live in one
-process.
+by renaming nothing. Rotary tables are computed in each forward pass from the configuration, never cached on a class:
+several models of different shape live in one process.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration import CairnConfig
+from .early_exit import ExitGate, early_exit_of
+from .layers import DecoderLayer, RMSNorm, SoftcappedHead, rotary_tables
+from .sharing import DeltaLinear, share_layers
 
-__all__ = ["CairnForCausalLM", "CairnModel", "CairnPreTrainedModel"]
+__all__ = ["CairnForCausalLM", "CairnModel", "CairnPreTrainedModel", "LayerInputs", "build_decoder"]
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension, with a learned gain.
+@dataclass
+class LayerInputs:
+    """What the layers read beside the residual stream; made by `CairnModel.begin` for the positions of one pass.
 
     Args:
-        size: width of the last dimension.
-        eps: added to the mean square.
-
-    Source: arXiv 1910.07467, eq. 4.
+        rotary: cos and sin [batch, 1, seq, head_dim].
+        attention_mask: what the attention function takes; None is plain causal attention.
+        past_key_values: cache that each layer appends to; None keeps nothing.
+        position_ids: [batch, seq].
+        rest: further keywords for the attention function (packed and paged batches).
+        first_value: the first layer's values [batch, kv_heads, seq, head_dim], once it has run.
     """
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
-def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns cos and sin [batch, 1, seq, head_dim] for `position_ids` [batch, seq], computed in float32."""
-    powers = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    angles = position_ids[:, None, :, None].float() * (theta**-powers)  # [batch, 1, seq, head_dim / 2]
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + head_dim / 2) of x [batch, heads, seq, head_dim] by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out: query [batch, heads, q, head_dim], key and value [batch, kv_heads, k, head_dim].
-
-    Returns:
-        Output [batch, q, heads, head_dim] and weights [batch, heads, q, k].
-    """
-    groups = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(groups, dim=1)
-    value = value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling  # [batch, heads, q, k]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def output_projection(config: CairnConfig, inputs: int) -> nn.Linear:
-    """A Linear that writes into the residual stream; `init_scale` tells `_init_weights` how small it starts."""
-    linear = nn.Linear(inputs, config.hidden_size, bias=False)
-    linear.init_scale = 0.0 if config.zero_init_projections else (2 * config.num_hidden_layers) ** -0.5
-    return linear
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; [batch, seq, hidden] -> [batch, seq, hidden]."""
-
-    def __init__(self, config: CairnConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = config.head_dim**-0.5
-        self.is_causal = True
-        queries = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = output_projection(config, queries)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(x).view(heads)  # [batch, seq, heads, head_dim]
-        key = self.k_proj(x).view(heads)  # [batch, seq, kv_heads, head_dim]
-        value = self.v_proj(x).view(heads).transpose(1, 2)
-        if self.config.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query = rotate(query.transpose(1, 2), *rotary)
-        key = rotate(key.transpose(1, 2), *rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, _ = attend(
-            self, query, key, value, attention_mask, scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0, **kwargs,
-        )
-        return self.o_proj(mixed.reshape(*x.shape[:-1], -1))  # [batch, seq, hidden]
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x). Source: arXiv 2002.05202."""
-
-    def __init__(self, config: CairnConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = output_projection(config, config.intermediate_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: CairnConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer_idx)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
-
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), **kwargs)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    rotary: tuple[Tensor, Tensor]
+    attention_mask: Any
+    past_key_values: Cache | None
+    position_ids: Tensor
+    rest: dict[str, Any]
+    first_value: Tensor | None = None
 
 
 class CairnPreTrainedModel(PreTrainedModel):
@@ -190,21 +73,72 @@ class CairnPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = getattr(module, "init_scale", 1.0)
             init.zeros_(module.weight) if scale == 0 else init.normal_(module.weight, mean=0.0, std=std * scale)
+            if isinstance(module, DeltaLinear):
+                init.normal_(module.delta_down, mean=0.0, std=std)
+                init.zeros_(module.delta_up)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, ExitGate):
+            init.normal_(module.gate_in, mean=0.0, std=std)
+            init.normal_(module.gate_out, mean=0.0, std=std)
+        elif hasattr(module, "value_mix"):
+            init.constant_(module.value_mix, 0.5)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Ties what is shared, as transformers does, and refuses a checkpoint that has several values for it.
+
+        Raises:
+            ValueError: layers that the configuration says share weights have weights of their own.
+        """
+        super().tie_weights(*args, **kwargs)
+        for decoder in self.modules():
+            if isinstance(decoder, CairnModel):
+                for place, kept in decoder._tied_weights_keys.items():
+                    if decoder.get_parameter(place) is not decoder.get_parameter(kept):
+                        raise ValueError(
+                            f"{place} and {kept} are shared by this configuration, and the checkpoint has two values "
+                            "for them. Allowed: the `sharing` that the checkpoint was trained with"
+                        )
+
+    def set_hidden_dropout(self, share: float) -> None:
+        """Sets the dropout of every decoder layer; the configuration keeps what the model began with.
+
+        Raises:
+            ValueError: `share` is not in 0..1 (1 excluded).
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"hidden_dropout is {share}, allowed: at least 0 and less than 1")
+        for module in self.modules():
+            if isinstance(module, DecoderLayer):
+                module.hidden_dropout = share
 
 
 class CairnModel(CairnPreTrainedModel):
-    """The decoder without its output head."""
+    """The decoder without its output head; `output_size` is the width of what it returns."""
 
     def __init__(self, config: CairnConfig) -> None:
         super().__init__(config)
+        self.output_size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        exits = early_exit_of(config.early_exit, config.num_hidden_layers)
+        if exits.norm == "own":
+            self.exit_norms = nn.ModuleDict(
+                {str(layer): RMSNorm(config.hidden_size, config.rms_norm_eps) for layer in exits.layers}
+            )
+        if exits.gate:
+            self.exit_gates = nn.ModuleDict({str(layer): ExitGate(config.hidden_size) for layer in exits.layers})
+        self._tied_weights_keys = share_layers(self.layers, config.sharing)  # place of a weight -> where it is kept
         self.post_init()
 
-    def forward(
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Returns the shared weights of the layers; transformers forgets them where embedding and head are not tied."""
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        return dict(self._tied_weights_keys)
+
+    def begin(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -212,18 +146,12 @@ class CairnModel(CairnPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Runs the layers.
+    ) -> tuple[Tensor, LayerInputs]:
+        """Returns the stream before the first layer [batch, seq, hidden] and what the layers read beside it.
 
         Args:
-            input_ids: token ids [batch, seq], int64; or `inputs_embeds` [batch, seq, hidden].
-            attention_mask: [batch, past + seq], 1 = real token, 0 = padding; or a 4-D mask.
-            position_ids: [batch, seq]; None counts on from the cache.
-            past_key_values: cache of earlier keys and values, updated in place.
-            use_cache: make a cache if none is given. None follows the configuration, and is off while training.
-            output_hidden_states: also return the stream before each layer and after the last norm.
+            (all): as in `forward`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
@@ -245,20 +173,91 @@ class CairnModel(CairnPreTrainedModel):
             past_key_values=past_key_values, position_ids=position_ids,
         )
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
-        states = [x]
-        for layer in self.layers:
-            x = layer(
-                x, rotary=rotary, attention_mask=mask, past_key_values=past_key_values,
-                position_ids=position_ids, **kwargs,
+        return x, LayerInputs(rotary, mask, past_key_values, position_ids, kwargs)
+
+    def run_layers(
+        self, x: Tensor, inputs: LayerInputs, start: int = 0, stop: int | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Runs the layers start..stop-1 and returns the stream after them [batch, seq, hidden], not normed.
+
+        Args:
+            x: the stream before layer `start` [batch, seq, hidden].
+            inputs: from `begin` for the same positions; changed in place by the first layer.
+            stop: first layer that is not run; None runs to the last.
+            states: takes the stream after each layer.
+        """
+        for layer in list(self.layers)[start:stop]:  # slicing a ModuleList builds a new one
+            x, value = layer(
+                x, rotary=inputs.rotary, attention_mask=inputs.attention_mask,
+                past_key_values=inputs.past_key_values, position_ids=inputs.position_ids,
+                first_value=inputs.first_value, **inputs.rest,
             )
-            states.append(x)
-        x = self.norm(x)
-        states[-1] = x
+            if self.config.value_residual and layer.self_attn.layer_idx == 0:
+                inputs.first_value = value
+            if states is not None:
+                states.append(x)
+        return x
+
+    def norm_after(self, layers: int) -> RMSNorm:
+        """Returns the norm before the output head after so many layers (see `early_exit.py`)."""
+        own = getattr(self, "exit_norms", {})
+        return own[str(layers)] if str(layers) in own else self.norm
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        exit_layer: int | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs all layers, or the first ones.
+
+        Args:
+            input_ids: token ids [batch, seq], int64; or `inputs_embeds` [batch, seq, hidden].
+            attention_mask: [batch, past + seq], 1 = real token, 0 = padding; or a 4-D mask.
+            position_ids: [batch, seq]; None counts on from the cache.
+            past_key_values: cache of earlier keys and values, updated in place.
+            use_cache: make a cache if none is given. None follows the configuration, and is off while training.
+            output_hidden_states: also return the stream before each layer and after the last norm.
+            exit_layer: answer after so many layers; None runs all. Later layers keep nothing in the cache.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given; or `exit_layer` is not in 1 to
+                the number of layers.
+        """
+        if exit_layer is not None and not 1 <= exit_layer <= len(self.layers):
+            raise ValueError(f"exit_layer is {exit_layer}, allowed: 1 to {len(self.layers)}")
+        x, inputs = self.begin(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        states = [x] if output_hidden_states else None
+        stop = len(self.layers) if exit_layer is None else exit_layer
+        x = self.norm_after(stop)(self.run_layers(x, inputs, stop=stop, states=states))
+        if states is not None:
+            states[-1] = x
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            past_key_values=inputs.past_key_values,
+            hidden_states=None if states is None else tuple(states),
         )
+
+
+def build_decoder(config: CairnConfig) -> CairnPreTrainedModel:
+    """Returns what stands between ids and output head: ids [batch, seq] -> last_hidden_state [batch, seq, output_size].
+
+    Everything that it returns has `embed_tokens`, `output_size` and the forward arguments of `CairnModel`.
+    """
+    if config.byte_pooling is not None:
+        from .byte_pooling import BytePooledModel
+
+        return BytePooledModel(config)
+    return CairnModel(config)
 
 
 class CairnForCausalLM(CairnPreTrainedModel, GenerationMixin):
@@ -268,8 +267,11 @@ class CairnForCausalLM(CairnPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CairnConfig) -> None:
         super().__init__(config)
-        self.model = CairnModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.model = build_decoder(config)
+        width, cap = self.model.output_size, config.logit_softcap
+        self.lm_head = (
+            SoftcappedHead(width, config.vocab_size, cap) if cap else nn.Linear(width, config.vocab_size, bias=False)
+        )
         self.post_init()
 
     def forward(
