@@ -13,7 +13,7 @@ demo: $(CORE)   ## fine-tune a stack on a real benchmark, watch it answer, compa
 	$(BIN)/cairn demo --out runs/demo
 
 test: lint      ## lint, import rules, then the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(DEV)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
