@@ -33,7 +33,7 @@ from cairn.models.tokenization import train_bpe
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec, check_artifacts, load_stack
 from cairn.training.batching import PairBatches, encode_pairs
-from cairn.verbs.recipe import load_recipe
+from cairn.verbs.comparison.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("task", "facts", "plan", "answer")

@@ -11,7 +11,7 @@ import pytest
 from cairn.engines.fake_engine import FakeEngine
 from cairn.evaluation.tasks.snips_frames import SLOTS
 from cairn.stacks.runner import Runner
-from cairn.verbs.recipe import load_recipe
+from cairn.verbs.comparison.recipe import load_recipe
 from examples.command_to_json import SLOTS_OF, answer
 
 COMMAND = "put the quiet hour on my evening list"

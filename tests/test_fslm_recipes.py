@@ -21,7 +21,7 @@ from cairn.models.tokenization import train_bpe
 from cairn.prompts import render
 from cairn.stacks.spec import check_budgets, load_stack
 from cairn.training.finetune_plan import StackTraining, stack_training
-from cairn.verbs.recipe import load_recipe
+from cairn.verbs.comparison.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = {"fslm-alpaca-pythia160m": "EleutherAI/pythia-160m", "fslm-alpaca-smollm2-135m": "HuggingFaceTB/SmolLM2-135M",

@@ -25,7 +25,7 @@ MODULES = [path for path in FILES if len(ast.parse(path.read_text(encoding="utf-
 RECIPES = {
     "pretrain": "cairn.training.pretrain:PretrainRecipe",
     "stack": "cairn.stacks.spec:load_stack",
-    "experiment": "cairn.verbs.recipe:load_recipe",
+    "experiment": "cairn.verbs.comparison.recipe:load_recipe",
     "sweep": "cairn.verbs.sweep_recipe:load_sweep",
     "tune": "cairn.training.tune_plan:TuneRecipe",
     "selfplay": "cairn.verbs.selfplay_recipe:load_selfplay",

@@ -21,8 +21,8 @@ from cairn.data.distill_config import (
 )
 from cairn.data.distill_rules import RULE_TEACHERS
 from cairn.data.instructions import SourceSettings
+from cairn.verbs.comparison.recipe import load_recipe
 from cairn.verbs.init import FIELDS
-from cairn.verbs.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "distill.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from cairn.evaluation.tasks.babi_task import TASK, BabiOptions
 from cairn.evaluation.tasks.registry import Task, TaskData, task_by_name, task_options
 from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.stacks.spec import StackSpec, load_stack
-from cairn.verbs.recipe import load_recipe
+from cairn.verbs.comparison.recipe import load_recipe
 
 SAMPLES = Path(__file__).with_name("babi_samples.txt")
 STAGES = ["ask1", "read1", "ask2", "read2", "ask3", "read3", "answer"]

@@ -16,7 +16,7 @@ from cairn.evaluation.tasks.clinc150 import TASK, Clinc150Options
 from cairn.evaluation.tasks.clinc150_intents import DOMAINS, OOS, decision, domain_of
 from cairn.evaluation.tasks.registry import Task, task_by_name, task_options
 from cairn.stacks.runner import Runner
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 TRAIN = [
     {"text": "someone took my card", "intent": "report_lost_card", "domain": "credit_cards"},

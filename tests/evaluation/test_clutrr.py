@@ -36,7 +36,7 @@ from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.prompts import parse_output
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 FORMS = ("In {head}'s house, {tail} is the {relation}.", "Ask {tail}, whom {head} calls {relation}!")
 

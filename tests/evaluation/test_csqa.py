@@ -11,7 +11,7 @@ from cairn.data.examples import adapter_pairs, read_examples
 from cairn.errors import DataError
 from cairn.evaluation.tasks.csqa import TASK, CsqaOptions, split_rationale
 from cairn.evaluation.tasks.registry import Task, task_by_name, task_options
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 
 def row(name: str, answer: str, rationale: str) -> dict:

@@ -16,7 +16,7 @@ from cairn.evaluation.tasks.fairytaleqa import TASK, FairytaleqaOptions
 from cairn.evaluation.tasks.fairytaleqa_rouge import longest_common, rouge_l, rouge_words
 from cairn.evaluation.tasks.fairytaleqa_search import best_sections, helpful, near, near_sentences, shorten_passage
 from cairn.evaluation.tasks.registry import Task, task_by_name, task_options
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 MILL = "Old Brun kept a mill. His daughter fed seven geese. The geese slept under the wheel. Nobody came on Sundays."
 WOOD = "A fox lived in the wood. It stole a goose one night. Brun was very angry and set a trap."

@@ -20,7 +20,7 @@ from cairn.models.tokenization import completion_ids, prompt_ids
 from cairn.prompts import split_items
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 STAGES = ("parts", "times", "steps", "act")
 

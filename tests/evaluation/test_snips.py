@@ -25,7 +25,7 @@ from cairn.evaluation.tasks.snips_frames import (
     tags_text,
 )
 from cairn.stacks.runner import Runner
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 
 def command(text: str, intent: str, **slots: str) -> dict:

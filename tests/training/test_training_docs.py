@@ -53,7 +53,8 @@ def test_its_settings_are_settings():
 
 
 def test_every_reason_that_it_names_is_one_that_is_counted():
-    source = (Path(__file__).resolve().parents[2] / "src/cairn/verbs/own_pairs.py").read_text(encoding="utf-8")
+    file = Path(__file__).resolve().parents[2] / "src/cairn/verbs/finetuning/own_pairs.py"
+    source = file.read_text(encoding="utf-8")
     section = TEXT.split("is counted by reason", 1)[1].split("\n\n", 1)[0]
     named = set(re.findall(r"`([a-z_]+)`", section))
     counted = set(re.findall(r'(?:count\([^()]*?, |return )"([a-z_]+)"', source)) - {"gold_differs", "taken"}

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-import cairn.verbs.side_by_side as side_by_side
+import cairn.verbs.finetuning.side_by_side as side_by_side
 from cairn.errors import ConfigError
 
 

@@ -15,9 +15,9 @@ from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ConfigError
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.ablate_variants import VariedStack, grid_name, merged_row, plan_variants, vary
-from cairn.verbs.bare_stages import BareStages
-from cairn.verbs.recipe import AblateSettings, Variant
+from cairn.verbs.comparison.ablate_variants import VariedStack, grid_name, merged_row, plan_variants, vary
+from cairn.verbs.comparison.bare_stages import BareStages
+from cairn.verbs.comparison.recipe import AblateSettings, Variant
 from tests.verbs.tiny_experiment import stack, write_base, write_data, write_recipe
 
 FOUR = {

@@ -21,12 +21,12 @@ from cairn.evaluation.cost import CostSettings
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.registry import task_by_name
 from cairn.files import sha256_file
-from cairn.verbs.answers import Answered
 from cairn.verbs.blame import blame_section, question_case, with_handoffs
 from cairn.verbs.compare import LookSettings, compare_folders, trained_seeds
-from cairn.verbs.cost import CostJob
-from cairn.verbs.experiment import TrainedSeed, read_questions_file
-from cairn.verbs.recipe import CompareSettings
+from cairn.verbs.comparison.answers import Answered
+from cairn.verbs.comparison.cost import CostJob
+from cairn.verbs.comparison.experiment import TrainedSeed, read_questions_file
+from cairn.verbs.comparison.recipe import CompareSettings
 from tests.verbs.tiny_experiment import NUMBERS, scripted, stack, write_base, write_recipe, write_trained
 
 LOOKS = LookSettings(cost=CostSettings(questions=4, warmup=0))
@@ -112,7 +112,7 @@ def test_both_are_kept_and_left_out_where_nobody_asks(folders: list[Path], tmp_p
 
 
 def seeds_and_own(folders: list[Path]) -> tuple[list[TrainedSeed], list[Question], list[list[Answered]]]:
-    from cairn.verbs.answers import Systems
+    from cairn.verbs.comparison.answers import Systems
 
     seeds = trained_seeds(folders)
     asked = read_questions_file(folders[0].parent / "test.jsonl")
@@ -250,7 +250,7 @@ def test_a_process_of_its_own_measures_one_system(tmp_path: Path, monkeypatch: p
     """The bare base, which needs no training: its memory is that of a process that holds nothing else."""
     from cairn.evaluation.systems import first_words
     from cairn.stacks.spec import StackSpec
-    from cairn.verbs import cost
+    from cairn.verbs.comparison import cost
 
     base = write_base(tmp_path / "base")
     asked = [Question(f"q{n}", "g", "t", {"words": "red\nblue", "colour": "red"}, "one") for n in range(3)]

@@ -20,8 +20,8 @@ from cairn.errors import ConfigError, DataError, InputError
 from cairn.evaluation.cost import FlopsCounter
 from cairn.stacks.spec import load_stack
 from cairn.verbs.compare import compare_folders
-from cairn.verbs.experiment import TrainedSeed, check_equal_training
-from cairn.verbs.recipe import SYSTEMS, CompareSettings, load_recipe
+from cairn.verbs.comparison.experiment import TrainedSeed, check_equal_training
+from cairn.verbs.comparison.recipe import SYSTEMS, CompareSettings, load_recipe
 from tests.verbs.tiny_experiment import CONFIG, NUMBERS, scripted, write_base, write_recipe, write_trained
 
 
@@ -169,7 +169,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished: tuple[Path,
 def test_answers_that_were_cut_off_are_gone_on_with(tmp_path: Path) -> None:
     """A kill while a line is written: the line is made again, those before it are kept, the others made."""
     from cairn.evaluation.systems import Outcome, Question
-    from cairn.verbs.answers import Answered, cached_answers
+    from cairn.verbs.comparison.answers import Answered, cached_answers
 
     asked = [Question(f"q{n}", "g", "t", {"x": str(n)}, "a") for n in range(6)]
     seen: list[str] = []

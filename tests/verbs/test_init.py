@@ -15,8 +15,8 @@ from cairn.data.distill_config import distill_config
 from cairn.data.examples import read_examples
 from cairn.stacks.spec import load_stack
 from cairn.training.finetune_plan import stack_training
+from cairn.verbs.comparison.recipe import load_recipe
 from cairn.verbs.init import FIELDS
-from cairn.verbs.recipe import load_recipe
 from tests.engines.tiny_models import save_base
 
 

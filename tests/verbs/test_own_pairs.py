@@ -7,9 +7,9 @@ from cairn.engines.fake_engine import FakeEngine
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec
 from cairn.training.finetune_plan import OnPolicy, OwnAnswers, RightChains
-from cairn.verbs.finetune_pairs import OwnPair, mix, reading_stages
-from cairn.verbs.own_answers import Answered, answer_facts
-from cairn.verbs.own_pairs import on_policy_pairs, right_chain_pairs
+from cairn.verbs.finetuning.finetune_pairs import OwnPair, mix, reading_stages
+from cairn.verbs.finetuning.own_answers import Answered, answer_facts
+from cairn.verbs.finetuning.own_pairs import on_policy_pairs, right_chain_pairs
 
 YES_NO = {"kind": "choices", "values": ["yes", "no"]}
 MAP = {"kind": "map", "over": "story", "split": "sentences", "keep": "yes", "join": " ", "contract": YES_NO}

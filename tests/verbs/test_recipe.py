@@ -10,7 +10,7 @@ import yaml
 from cairn.config import save_config
 from cairn.errors import ConfigError
 from cairn.stacks.spec import load_stack
-from cairn.verbs.recipe import SYSTEMS, load_recipe
+from cairn.verbs.comparison.recipe import SYSTEMS, load_recipe
 from tests.verbs.tiny_experiment import stack, write_recipe
 
 

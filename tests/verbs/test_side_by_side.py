@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import cairn.verbs.side_by_side as side_by_side
+import cairn.verbs.finetuning.side_by_side as side_by_side
 from cairn.errors import ConfigError, EngineError
 from cairn.training.finetune_plan import FinetuneConfig
-from cairn.verbs.finetune_jobs import Job
-from cairn.verbs.side_by_side import BaseOfWorkers, SideBySide
+from cairn.verbs.finetuning.finetune_jobs import Job
+from cairn.verbs.finetuning.side_by_side import BaseOfWorkers, SideBySide
 
 ROOT = str(Path(__file__).resolve().parents[2])
 

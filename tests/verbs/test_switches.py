@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cairn.training.finetune as training_finetune
-import cairn.verbs.own_answers as own_answers
+import cairn.verbs.finetuning.own_answers as own_answers
 from cairn.cli import main
 from cairn.data.examples import StackExample, adapter_pairs, read_examples
 from cairn.engines.fake_engine import FakeEngine
@@ -24,7 +24,7 @@ from cairn.stacks.trace import from_json
 from cairn.training.checkpoint import trained_state
 from cairn.training.finetune_plan import StackTraining, stack_training
 from cairn.verbs.finetune import finetune_stack
-from cairn.verbs.finetune_pairs import GoldPairs
+from cairn.verbs.finetuning.finetune_pairs import GoldPairs
 from tests.verbs.toy_stack import STACK, changed, make_home, same, weights
 
 PLAIN = {

@@ -18,7 +18,7 @@ from cairn.config import save_config
 from cairn.engines.base import GenerationRequest
 from cairn.engines.fake_engine import FakeEngine
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.experiment import TrainedSeed
+from cairn.verbs.comparison.experiment import TrainedSeed
 
 CONFIG = SimpleNamespace(
     model_type="cairn", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -30,12 +30,12 @@ from cairn.evaluation.tasks.registry import Task
 from cairn.files import write_json, write_text
 from cairn.runs import RunFolder, read_jsonl, versions
 from cairn.stacks.spec import StackSpec, check_artifacts
-from cairn.verbs.ablate_variants import BARE, VariedStack, gold_text, merged_row, plan_variants
-from cairn.verbs.answers import Answer, Answered, Systems, cached_answers, rescored
-from cairn.verbs.bare_stages import BareStages
-from cairn.verbs.comparison import OpenEngine, base_parameters, open_engine, stack_settings
-from cairn.verbs.comparison_files import write_page_again
-from cairn.verbs.experiment import (
+from cairn.verbs.comparison.ablate_variants import BARE, VariedStack, gold_text, merged_row, plan_variants
+from cairn.verbs.comparison.answers import Answer, Answered, Systems, cached_answers, rescored
+from cairn.verbs.comparison.bare_stages import BareStages
+from cairn.verbs.comparison.comparison import OpenEngine, base_parameters, open_engine, stack_settings
+from cairn.verbs.comparison.comparison_files import write_page_again
+from cairn.verbs.comparison.experiment import (
     TrainedSeed,
     experiment_task,
     prepare,
@@ -44,7 +44,7 @@ from cairn.verbs.experiment import (
     run_settings,
     train_stack,
 )
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 from cairn.verbs.spent_seconds import SpentSeconds
 
 __all__ = ["ablate", "ablate_recipe"]

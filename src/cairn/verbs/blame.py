@@ -29,10 +29,10 @@ from cairn.runs import read_jsonl
 from cairn.stacks.attribution import Case, RecallingEngine, Replaced, Rerun, needed, replacements, run_again
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec, check_artifacts
-from cairn.verbs.answers import Answer, Answered, Systems, cached_answers, rescored
-from cairn.verbs.comparison import OpenEngine, open_engine, stack_settings
-from cairn.verbs.experiment import TrainedSeed, check_questions, evenly, experiment_task, read_questions_file
-from cairn.verbs.recipe import load_recipe
+from cairn.verbs.comparison.answers import Answer, Answered, Systems, cached_answers, rescored
+from cairn.verbs.comparison.comparison import OpenEngine, open_engine, stack_settings
+from cairn.verbs.comparison.experiment import TrainedSeed, check_questions, evenly, experiment_task, read_questions_file
+from cairn.verbs.comparison.recipe import load_recipe
 
 __all__ = ["blame", "blame_section", "question_case", "with_handoffs"]
 

@@ -26,13 +26,13 @@ from cairn.evaluation.tasks.registry import task_by_name
 from cairn.files import sha256_file
 from cairn.runs import RunFolder, versions
 from cairn.stacks.spec import load_stack
-from cairn.verbs.answers import stored_stages
 from cairn.verbs.blame import blame_section
-from cairn.verbs.comparison import Comparison, Inputs, OpenEngine, base_parameters, open_engine
-from cairn.verbs.comparison_files import print_result, training_curves, write_comparison, write_traces
-from cairn.verbs.comparison_result import comparison_result
-from cairn.verbs.cost import cost_section
-from cairn.verbs.experiment import (
+from cairn.verbs.comparison.answers import stored_stages
+from cairn.verbs.comparison.comparison import Comparison, Inputs, OpenEngine, base_parameters, open_engine
+from cairn.verbs.comparison.comparison_files import print_result, training_curves, write_comparison, write_traces
+from cairn.verbs.comparison.comparison_result import comparison_result
+from cairn.verbs.comparison.cost import cost_section
+from cairn.verbs.comparison.experiment import (
     FREE_SETTINGS,
     RunSettings,
     TrainedSeed,
@@ -46,7 +46,7 @@ from cairn.verbs.experiment import (
     run_settings,
     train_stack,
 )
-from cairn.verbs.recipe import CompareSettings, ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import CompareSettings, ExperimentRecipe, load_recipe
 from cairn.verbs.spent_seconds import SpentSeconds
 
 __all__ = ["LookSettings", "compare", "compare_folders", "compare_recipe", "trained_seeds"]

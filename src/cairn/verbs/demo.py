@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cairn.evaluation.systems import Question
     from cairn.stacks.spec import StackSpec
     from cairn.stacks.trace import StageRecord
-    from cairn.verbs.answers import Answered
+    from cairn.verbs.comparison.answers import Answered
     from cairn.verbs.demo_data import ResolvedDemo
     from cairn.verbs.spent_seconds import SpentSeconds
 
@@ -96,10 +96,10 @@ def _say(text: str) -> None:
 
 def _work(run: RunFolder, settings: ResolvedDemo, spent: SpentSeconds, jobs: int, device: str, say: Say) -> None:
     from cairn.stacks.spec import load_stack
-    from cairn.verbs.comparison import open_engine, seed_adapters
+    from cairn.verbs.comparison.comparison import open_engine, seed_adapters
+    from cairn.verbs.comparison.experiment import TrainedSeed
     from cairn.verbs.demo_data import demo_questions, write_inputs
     from cairn.verbs.demo_systems import SYSTEMS, answer_all
-    from cairn.verbs.experiment import TrainedSeed
     from cairn.verbs.finetune import finetune_stack
 
     out = run.path
@@ -170,7 +170,7 @@ def _compare(
     """Writes traces.jsonl, result.json and report.html."""
     from cairn.evaluation.compare import compare
     from cairn.evaluation.cost import peak_memory_mib
-    from cairn.verbs.comparison_files import (
+    from cairn.verbs.comparison.comparison_files import (
         counts_by_task,
         mean_by_task,
         training_curves,
@@ -212,7 +212,7 @@ def _compare(
 
 
 def _show_result(out: Path, result: Mapping[str, Any]) -> None:
-    from cairn.verbs.comparison_files import print_result
+    from cairn.verbs.comparison.comparison_files import print_result
 
     print_result(out, result)
     print(f"stack    {out / 'stack'}")

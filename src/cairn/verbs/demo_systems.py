@@ -14,7 +14,7 @@ from pathlib import Path
 from cairn.engines.base import Engine
 from cairn.evaluation.systems import Question
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.answers import Answer, Answered, Rooms, Systems, cached_answers
+from cairn.verbs.comparison.answers import Answer, Answered, Rooms, Systems, cached_answers
 from cairn.verbs.demo_data import DemoConfig
 
 __all__ = ["SYSTEMS", "answer_all"]

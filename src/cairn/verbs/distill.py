@@ -34,7 +34,7 @@ from cairn.errors import ConfigError, DataError, EngineError
 from cairn.progress import Progress
 from cairn.runs import RunFolder
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.recipe import ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
 __all__ = ["distill", "distill_stack", "open_teacher"]
 

@@ -87,7 +87,7 @@ def recipe_settings(path: Path | None) -> EvalSettings:
     """
     if path is None:
         return EvalSettings()
-    from cairn.verbs.recipe import load_recipe
+    from cairn.verbs.comparison.recipe import load_recipe
 
     return parse_config(EvalSettings, dict(load_recipe(path).eval or {}), f"{path}, eval")
 

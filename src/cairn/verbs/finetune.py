@@ -22,7 +22,7 @@ import typer
 from cairn.errors import ConfigError
 from cairn.files import sha256_file
 from cairn.stacks.spec import StackSpec, load_stack
-from cairn.verbs.stack_folder import training_facts, write_stack_folder
+from cairn.verbs.finetuning.stack_folder import training_facts, write_stack_folder
 
 __all__ = ["finetune", "finetune_stack"]
 
@@ -127,7 +127,7 @@ def finetune_stack(
         StorageError: `out` cannot be written.
         EngineError: a process of --jobs ended before its work was done.
     """
-    from cairn.verbs.stack_training import StackTrainer
+    from cairn.verbs.finetuning.stack_training import StackTrainer
 
     out = Path(out)
     if base is not None:

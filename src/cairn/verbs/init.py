@@ -23,8 +23,8 @@ from cairn.data.distill_config import distill_config
 from cairn.data.instructions import SourceRow, SourceSettings, read_source
 from cairn.errors import ConfigError, DataError
 from cairn.files import atomic_folder, write_text
+from cairn.verbs.comparison.recipe import load_recipe
 from cairn.verbs.distill import distill_stack
-from cairn.verbs.recipe import load_recipe
 
 __all__ = ["FIELDS", "Kind", "init", "init_folder"]
 

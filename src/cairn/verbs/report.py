@@ -26,7 +26,7 @@ def report(
       cairn report runs/snips
       cairn report runs/demo --traces 1000
     """
-    from cairn.verbs.comparison_files import print_result, write_page_again
+    from cairn.verbs.comparison.comparison_files import print_result, write_page_again
 
     result = write_page_again(run, traces)
     if as_json:

@@ -28,8 +28,8 @@ from pydantic import Field, PrivateAttr, StringConstraints, field_validator, mod
 from cairn.config import StrictModel, load_config, parse_config, read_yaml
 from cairn.contracts import quoted_words
 from cairn.errors import ConfigError, did_you_mean
-from cairn.verbs.ablate_variants import grid_name
-from cairn.verbs.recipe import Label
+from cairn.verbs.comparison.ablate_variants import grid_name
+from cairn.verbs.comparison.recipe import Label
 
 if TYPE_CHECKING:
     from cairn.training.pretrain import PretrainRecipe

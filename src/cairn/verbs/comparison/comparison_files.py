@@ -14,8 +14,8 @@ from cairn.errors import DataError
 from cairn.evaluation.systems import Question
 from cairn.files import atomic_file, sha256_file, write_json
 from cairn.runs import read_jsonl
-from cairn.verbs.answers import Answered
-from cairn.verbs.recipe import CompareSettings
+from cairn.verbs.comparison.answers import Answered
+from cairn.verbs.comparison.recipe import CompareSettings
 
 __all__ = [
     "counts_by_task",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cairn.evaluation.compare import compare_seeds
-from cairn.verbs.comparison import Comparison
-from cairn.verbs.recipe import COMPARATORS, HANDOFFS
+from cairn.verbs.comparison.comparison import Comparison
+from cairn.verbs.comparison.recipe import COMPARATORS, HANDOFFS
 
 __all__ = ["comparison_result"]
 

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cairn.errors import CairnError, EngineError
-from cairn.verbs.finetune_jobs import Job, train_job, trained_job
+from cairn.verbs.finetuning.finetune_jobs import Job, train_job, trained_job
 
 __all__ = ["BaseOfWorkers", "SideBySide", "worker"]
 
-_START = "from cairn.verbs.side_by_side import worker; worker()"
+_START = "from cairn.verbs.finetuning.side_by_side import worker; worker()"
 _STOP = "stop"
 
 

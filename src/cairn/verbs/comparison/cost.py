@@ -29,17 +29,17 @@ from cairn.evaluation.systems import Question
 from cairn.files import sha256_file, sha256_json, write_json
 from cairn.identity import ADAPTER_CARD
 from cairn.stacks.spec import StackSpec, check_artifacts
-from cairn.verbs.answers import Answer, Rooms, Systems
-from cairn.verbs.comparison import Comparison, OpenEngine, open_engine
-from cairn.verbs.experiment import evenly
-from cairn.verbs.recipe import COMPARATORS
-from cairn.verbs.stack_folder import comparator_folder
+from cairn.verbs.comparison.answers import Answer, Rooms, Systems
+from cairn.verbs.comparison.comparison import Comparison, OpenEngine, open_engine
+from cairn.verbs.comparison.experiment import evenly
+from cairn.verbs.comparison.recipe import COMPARATORS
+from cairn.verbs.finetuning.stack_folder import comparator_folder
 
 __all__ = ["CostJob", "cost_jobs", "cost_section", "worker"]
 
 Say = Callable[[str], Any]
 _BYTES = SimpleNamespace(count_tokens=lambda text: len(text.encode()) + 1)  # of an engine that counts for itself
-_START = "from cairn.verbs.cost import worker; worker()"
+_START = "from cairn.verbs.comparison.cost import worker; worker()"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from cairn.data.examples import ambiguous_prompts
 from cairn.files import atomic_folder, write_json, write_text
 from cairn.stacks.spec import StackSpec
 from cairn.training.finetune_plan import StackTraining
-from cairn.verbs.finetune_jobs import Job
+from cairn.verbs.finetuning.finetune_jobs import Job
 
 __all__ = ["comparator_folder", "training_facts", "write_stack_folder"]
 

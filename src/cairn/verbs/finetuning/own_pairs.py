@@ -27,8 +27,8 @@ from cairn.prompts import completion_text, template_fields
 from cairn.stacks.spec import StackSpec, StageCall, StageSpec
 from cairn.stacks.trace import Call
 from cairn.training.finetune_plan import OnPolicy, RightChains
-from cairn.verbs.finetune_pairs import OwnPair, reading_stages
-from cairn.verbs.own_answers import Answered
+from cairn.verbs.finetuning.finetune_pairs import OwnPair, reading_stages
+from cairn.verbs.finetuning.own_answers import Answered
 
 __all__ = ["OwnPairs", "on_policy_pairs", "right_chain_pairs"]
 

@@ -37,11 +37,19 @@ from cairn.training.finetune_plan import (
     stack_training,
 )
 from cairn.training.phases import Phase, comparator_config, plan_phases
-from cairn.verbs.finetune_jobs import Job, OneByOne, Trainer, check_budget, encode_job, result_line, trained_job
-from cairn.verbs.finetune_pairs import VALIDATION_PAIRS, GoldPairs, mix, reading_stages
-from cairn.verbs.own_answers import answer_facts, answer_questions, draw_questions
-from cairn.verbs.own_pairs import OwnPairs, on_policy_pairs, right_chain_pairs
-from cairn.verbs.stack_folder import comparator_folder
+from cairn.verbs.finetuning.finetune_jobs import (
+    Job,
+    OneByOne,
+    Trainer,
+    check_budget,
+    encode_job,
+    result_line,
+    trained_job,
+)
+from cairn.verbs.finetuning.finetune_pairs import VALIDATION_PAIRS, GoldPairs, mix, reading_stages
+from cairn.verbs.finetuning.own_answers import answer_facts, answer_questions, draw_questions
+from cairn.verbs.finetuning.own_pairs import OwnPairs, on_policy_pairs, right_chain_pairs
+from cairn.verbs.finetuning.stack_folder import comparator_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -261,7 +269,7 @@ class StackTrainer:
             return
         import torch
 
-        from cairn.verbs.side_by_side import BaseOfWorkers, SideBySide
+        from cairn.verbs.finetuning.side_by_side import BaseOfWorkers, SideBySide
 
         self._model, self._encoded = None, {}  # each process has its own
         threads = torch.get_num_threads()

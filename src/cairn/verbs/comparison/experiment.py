@@ -27,7 +27,7 @@ from cairn.files import sha256_file, sha256_json, write_json, write_text
 from cairn.runs import read_jsonl
 from cairn.stacks.runner import check_inputs
 from cairn.stacks.spec import StackSpec, load_stack
-from cairn.verbs.recipe import ExperimentRecipe
+from cairn.verbs.comparison.recipe import ExperimentRecipe
 
 __all__ = [
     "FREE_SETTINGS",

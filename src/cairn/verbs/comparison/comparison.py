@@ -31,10 +31,18 @@ from cairn.files import sha256_file, sha256_json
 from cairn.identity import ADAPTER_CARD
 from cairn.stacks.spec import StackSpec, adapter_folder, check_artifacts
 from cairn.training.finetune_plan import COMPARATORS as SINGLES
-from cairn.verbs.answers import Answer, Answered, Rooms, Systems, cached_answers, measured_rooms, rescored
-from cairn.verbs.experiment import Say, TrainedSeed, solved_pool
-from cairn.verbs.recipe import COMPARATORS, HANDOFFS, SYSTEMS, CompareSettings
-from cairn.verbs.stack_folder import comparator_folder
+from cairn.verbs.comparison.answers import (
+    Answer,
+    Answered,
+    Rooms,
+    Systems,
+    cached_answers,
+    measured_rooms,
+    rescored,
+)
+from cairn.verbs.comparison.experiment import Say, TrainedSeed, solved_pool
+from cairn.verbs.comparison.recipe import COMPARATORS, HANDOFFS, SYSTEMS, CompareSettings
+from cairn.verbs.finetuning.stack_folder import comparator_folder
 
 __all__ = [
     "CHOICE_ORDER",

@@ -2,7 +2,7 @@
 
     training questions, drawn ── waves ── Runner on the torch engine ── FILE: a head, then a trace a line
                                                                              │ killed? goes on after the last wave
-                       verbs/own_pairs.py makes training pairs of them  <────┘
+                       verbs/finetuning/own_pairs.py makes training pairs of them  <────┘
 
 A wave is written whole or not at all, and the next call cuts the questions into the same waves: batches, and with them
 the last bits of every number, are the same whether a run was interrupted or not.

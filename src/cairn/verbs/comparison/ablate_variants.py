@@ -26,8 +26,8 @@ from cairn.stacks.rules import needs
 from cairn.stacks.spec import StackSpec
 from cairn.stacks.stage import StageSpec
 from cairn.training.finetune_plan import stack_training
-from cairn.verbs.finetune_pairs import reading_stages
-from cairn.verbs.recipe import AblateSettings, Variant
+from cairn.verbs.comparison.recipe import AblateSettings, Variant
+from cairn.verbs.finetuning.finetune_pairs import reading_stages
 
 __all__ = [
     "BARE",

@@ -2,7 +2,7 @@
 
     examples ── adapter_pairs, hand-offs dropped with a probability ──> gold pairs ─┬─> phase "gold"
                                         all adapters' together ──> phase "global"   │
-    traces of the stack's own answers ──> own pairs (verbs/own_answers.py) ─────────┴─ mix ──> later phases
+    traces of the stack's own answers ──> own pairs (verbs/finetuning/own_answers.py) ─────────┴─ mix ──> later phases
 """
 
 from __future__ import annotations
