@@ -95,7 +95,8 @@ def difference(row: Mapping[str, Any]) -> str:
     """Returns a paired difference in points with its interval and p-values."""
     low, high = map(points, row["ci95"])
     tests = {"mcnemar_p": "McNemar", "permutation_p": "permutation"}
-    more = [f"{title} {row[key]:.2g}" for key, title in tests.items() if row.get(key) is not None]
+    shown = {key: f"{row[key]:.2g}" if row[key] else "below 1e-300" for key in tests if key in row}
+    more = [f"{tests[key]} {text}" for key, text in shown.items()]
     return f"**{points(row['difference'])}** ({low} to {high}), p = {row['p_value']:.2g}" + "".join(
         f", {text}" for text in more
     )
@@ -146,6 +147,9 @@ def experiment(result: Mapping[str, Any], command: str) -> str:
         ),
         "\n".join(tests),
     ]  # fmt: skip
+    missing = [name for name in SYSTEMS if name not in systems]
+    if missing:
+        parts.append(f"Not in this run: {', '.join(missing)}.")
     if "rule_baseline" in data:
         baseline = data["rule_baseline"]
         shown_rule = baseline if isinstance(baseline, str) else f"{percent(baseline)}%"
