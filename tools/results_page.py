@@ -4,6 +4,7 @@
 
     docs/results/demo.json, demo-full.json     result.json of `make demo` and of `cairn demo --full`
     docs/results/pretrain_throughput.json      last line of `python -m benchmarks.pretrain_throughput`
+    docs/results/fslm_cost.json                last line of `python -m benchmarks.fslm_cost`
     docs/results/NAME.json                     result.json of the comparisons in EXPERIMENTS
     src/cairn/assets/base/scores.json          `cairn eval` of the shipped base
 """
@@ -192,6 +193,23 @@ def throughput(result: Mapping[str, Any]) -> str:
 """
 
 
+def fslm_cost(result: Mapping[str, Any]) -> str:
+    training, answer = result["rows"]
+    rows = [
+        [row["case"], f"{row['ours']:,.0f} {row['unit']}", f"{row['reference']:,.0f}", row["reference_name"],
+         f"{row['ratio']:.2f}"]
+        for row in (training, answer)
+    ]  # fmt: skip
+    return f"""`python -m benchmarks.fslm_cost --quick`: the stages of `recipes/fslm-alpaca-pythia160m.yaml` on a base of
+Pythia-160M's shape with random weights, {training['threads']} threads. Training held at most
+{training['peak_memory_mib']:,} MiB; the recipe's {training['recipe_tokens']:,} tokens would take
+{training['recipe_hours_computed']:.1f} hours at this rate (computed). An answer writes {answer['tokens_written']:.0f}
+tokens: an untrained base stops nowhere, so every stage writes all that it may.
+
+{table(['case', 'Cairn', 'reference', 'what it is', 'ratio'], rows)}
+"""
+
+
 def base(scores: Mapping[str, Any]) -> str:
     rows = [[Path(name).name, f"{part['bits_per_byte']:.3f}", f"{part['stderr']:.3f}", f"{part['bytes']:,}"]
             for name, part in scores["text"].items()]
@@ -222,6 +240,7 @@ def main() -> None:
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
         ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
         ("The shipped base", ROOT / "src/cairn/assets/base/scores.json", base),
+        ("What FSLM on Pythia-160M costs", RESULTS / "fslm_cost.json", fslm_cost),
         ("Training rate", RESULTS / "pretrain_throughput.json", throughput),
     ):
         if file.exists():
