@@ -167,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and questions; under five minutes")
     quick = parser.parse_args().quick
-    steps, asked = (2, 2) if quick else (8, 12)  # of each stage; the plain loop makes three times as many
+    steps, asked = (2, 2) if quick else (8, 12)  # steps of each stage; the plain loop makes three times as many
     recipe = load_recipe(ROOT / "recipes" / "fslm-alpaca-pythia160m.yaml")
     whole = recipe.stack.training["tokens_total"]
     with tempfile.TemporaryDirectory() as name:

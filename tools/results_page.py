@@ -200,7 +200,7 @@ def fslm_cost(result: Mapping[str, Any]) -> str:
          f"{row['ratio']:.2f}"]
         for row in (training, answer)
     ]  # fmt: skip
-    return f"""`python -m benchmarks.fslm_cost --quick`: the stages of `recipes/fslm-alpaca-pythia160m.yaml` on a base of
+    return f"""`python -m benchmarks.fslm_cost --quick`: the stages of `recipes/fslm-alpaca-pythia160m.yaml`, base of
 Pythia-160M's shape with random weights, {training['threads']} threads. Training held at most
 {training['peak_memory_mib']:,} MiB; the recipe's {training['recipe_tokens']:,} tokens would take
 {training['recipe_hours_computed']:.1f} hours at this rate (computed). An answer writes {answer['tokens_written']:.0f}
