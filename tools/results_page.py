@@ -29,21 +29,12 @@ SYSTEMS = {
     "vote": "vote", "ensemble": "ensemble", "stack": "**stack**", "stack_empty": "stack, empty hand-offs",
     "stack_shuffled": "stack, shuffled hand-offs", "stack_gold": "stack, gold hand-offs",
 }
-# file -> title, command
+# file -> title; the command stands in the file
 EXPERIMENTS = {
-    "scan-simple": ("SCAN, simple", "cairn compare recipes/scan.yaml --set task.split=simple"),
-    "scan-length": ("SCAN, length", "cairn compare recipes/scan.yaml --set task.split=length"),
-    "scan-add-jump": ("SCAN, add-jump", "cairn compare recipes/scan.yaml --set task.split=add_jump"),
-    "scan-turn-left": ("SCAN, turn-left", "cairn compare recipes/scan.yaml --set task.split=turn_left"),
-    "clutrr": ("CLUTRR, trained on 2 to 4 hops", "cairn compare recipes/clutrr.yaml"),
-    "snips": ("SNIPS", "cairn compare recipes/snips.yaml"),
-    "babi": ("bAbI, all 20 tasks", "cairn compare recipes/babi.yaml"),
-    "clinc150": ("CLINC150", "cairn compare recipes/clinc150.yaml"),
-    "fairytaleqa": ("FairytaleQA, gold section", "cairn compare recipes/fairytaleqa.yaml"),
-    "fairytaleqa-story": (
-        "FairytaleQA, whole story", "cairn compare recipes/fairytaleqa.yaml --set task.context=story"
-    ),
-    "csqa": ("CommonsenseQA", "cairn compare recipes/csqa.yaml"),
+    "scan-simple": "SCAN, simple", "scan-length": "SCAN, length", "scan-add-jump": "SCAN, add-jump",
+    "scan-turn-left": "SCAN, turn-left", "clutrr": "CLUTRR, trained on 2 to 4 hops", "snips": "SNIPS",
+    "babi": "bAbI, all 20 tasks", "clinc150": "CLINC150", "fairytaleqa": "FairytaleQA, gold section",
+    "fairytaleqa-story": "FairytaleQA, whole story", "csqa": "CommonsenseQA",
 }
 
 
@@ -96,14 +87,14 @@ def difference(row: Mapping[str, Any]) -> str:
     """Returns a paired difference in points with its interval and p-values."""
     low, high = map(points, row["ci95"])
     tests = {"mcnemar_p": "McNemar", "permutation_p": "permutation"}
-    shown = {key: f"{row[key]:.2g}" if row[key] else "below 1e-300" for key in tests if key in row}
+    shown = {key: f"{row[key]:.2g}" if row[key] else "below 1e-300" for key in tests if row.get(key) is not None}
     more = [f"{tests[key]} {text}" for key, text in shown.items()]
     return f"**{points(row['difference'])}** ({low} to {high}), p = {row['p_value']:.2g}" + "".join(
         f", {text}" for text in more
     )
 
 
-def experiment(result: Mapping[str, Any], command: str) -> str:
+def experiment(result: Mapping[str, Any]) -> str:
     """Returns what a comparison came to: systems, paired tests, groups, and which stage loses the points."""
     systems = [name for name in SYSTEMS if name in result["accuracy"]]
     blame, data = result["blame"], result["data"]
@@ -138,8 +129,9 @@ def experiment(result: Mapping[str, Any], command: str) -> str:
         ]
         for stage in blame["stages"]
     ] if blame else []  # fmt: skip
+    run = result["versions"]["command"].replace("__main__.py ", "cairn ")
     parts = [
-        f"`{command}`: {result['n_test']:,} test questions, training seeds {', '.join(map(str, result['seeds']))}, "
+        f"`{run}`: {result['n_test']:,} test questions, training seeds {', '.join(map(str, result['seeds']))}, "
         f"measure: {result['measure']}.",
         table(
             ["system", f"{result['measure']} %", "95% interval", "by seed", "trained parameters", "training tokens",
@@ -231,10 +223,7 @@ def main() -> None:
         "# Results\n\nMade by `python tools/results_page.py` from the JSON files in docs/results/ and in the shipped "
         "base.\nEvery figure comes from one run on 2 CPU cores; [log.md](log.md) tells what else was tried.\n"
     ]
-    comparisons = [
-        (title, RESULTS / f"{name}.json", lambda r, command=command: experiment(r, command))
-        for name, (title, command) in EXPERIMENTS.items()
-    ]
+    comparisons = [(title, RESULTS / f"{name}.json", experiment) for name, title in EXPERIMENTS.items()]
     for title, file, make in (
         *comparisons,
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),

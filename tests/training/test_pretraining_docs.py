@@ -15,16 +15,10 @@ from cairn.training.multi_token import MultiTokenConfig
 from cairn.training.next_thought import NextThoughtConfig
 from cairn.training.pretrain_recipe import DataConfig, PretrainRecipe, TokenizerConfig
 from cairn.training.schedules import DropoutConfig, LengthWarmupConfig
+from tests.doc_tables import check_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
-
-
-def table(heading):
-    """Returns first cell -> second cell of the table under a heading."""
-    section = re.split(r"\n##+ ", re.split(rf"\n##+ {re.escape(heading)}\n", TEXT, maxsplit=1)[1], maxsplit=1)[0]
-    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
-    return {row[1].strip(" `"): row[2].strip(" `") for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -36,14 +30,7 @@ def table(heading):
      ("Shorter rows at the start", LengthWarmupConfig), ("Averaged weights", AveragingConfig)],
 )  # fmt: skip
 def test_the_tables_have_every_key_and_its_default(heading, model):
-    shown = table(heading)
-    assert set(shown) == set(model.model_fields)
-    for name, cell in shown.items():
-        field = model.model_fields[name]
-        if cell:
-            assert yaml.safe_load(cell) == field.default, name
-        else:  # required, or a section with keys of its own
-            assert field.is_required() or hasattr(field.default, "model_fields"), name
+    check_table(TEXT, heading, model)
 
 
 def test_its_settings_are_settings():

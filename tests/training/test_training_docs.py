@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from cairn.training.finetune_plan import (
     AdapterPlan,
@@ -16,15 +15,9 @@ from cairn.training.finetune_plan import (
     StackTraining,
     stack_training,
 )
+from tests.doc_tables import check_table
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-
-
-def table(heading):
-    """Returns first cell -> second cell of the table under a heading."""
-    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
-    return {row[1].strip(" `"): row[2].strip(" `") for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -33,14 +26,7 @@ def table(heading):
      ("Global then local", GlobalFirst), ("On-policy", OnPolicy), ("Right chains", RightChains)],
 )  # fmt: skip
 def test_the_tables_have_every_key_and_its_default(heading, model):
-    shown = table(heading)
-    assert set(shown) == set(model.model_fields)
-    for name, cell in shown.items():
-        default = model.model_fields[name].default
-        if isinstance(default, BaseModel):
-            assert default == type(default)() and not cell
-        else:
-            assert yaml.safe_load(cell) == default, name
+    check_table(TEXT, heading, model)
 
 
 def test_its_settings_are_settings():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from cairn.config import parse_config
 from cairn.training.tune_plan import TuneData, TuneRecipe, TuneTraining
+from tests.doc_tables import check_table
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "instruct.md").read_text(encoding="utf-8")
 
@@ -17,16 +17,7 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "instruct.md").read_text(
     ("heading", "model"), [("The recipe", TuneRecipe), ("The data", TuneData), ("The training", TuneTraining)]
 )
 def test_the_tables_have_every_key_and_its_default(heading, model):
-    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].split("\n| form", 1)[0]
-    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
-    shown = {row[1].strip(" `"): row[2].strip(" `") for row in rows}
-    assert set(shown) == set(model.model_fields)
-    for name, cell in shown.items():
-        field = model.model_fields[name]
-        if field.is_required() or isinstance(field.default, BaseModel):
-            assert not cell
-        else:
-            assert yaml.safe_load(cell) == field.default, name
+    check_table(TEXT, heading, model)
 
 
 def test_its_recipe_is_a_recipe():

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from cairn.config import parse_config
 from cairn.evaluation.games.game import MEMBERS
 from cairn.evaluation.games.registry import GAMES, open_game
 from cairn.verbs.selfplay_recipe import MatchSettings, PlaySettings, SelfplayRecipe
+from tests.doc_tables import check_table, table
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "selfplay.md").read_text(encoding="utf-8")
-
-
-def rows(heading):
-    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    cells = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
-    return {row[1].strip(" `"): row[2].strip(" `") for row in cells}
 
 
 @pytest.mark.parametrize(
@@ -27,21 +21,14 @@ def rows(heading):
      ("How every round is measured", MatchSettings)],
 )  # fmt: skip
 def test_the_tables_have_every_key_and_its_default(heading, model):
-    shown = rows(heading)
-    assert set(shown) == set(model.model_fields)
-    for name, cell in shown.items():
-        field = model.model_fields[name]
-        if field.is_required() or isinstance(field.default, BaseModel):
-            assert not cell
-        else:
-            assert yaml.safe_load(cell) == field.default, name
+    check_table(TEXT, heading, model)
 
 
 def test_its_recipe_and_its_games_are_so():
     (block,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     recipe = parse_config(SelfplayRecipe, yaml.safe_load(block), "docs")
     assert open_game(recipe.game, recipe.options).openings()[-1] == (21, 0)
-    shown = rows("The games")
+    shown = table(TEXT, "The games")
     assert set(shown) == set(GAMES)
     for name, options in shown.items():
         told = {key: yaml.safe_load(value) for key, value in re.findall(r"(\w+)`? (\w+)", options)}
