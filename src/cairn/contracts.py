@@ -31,6 +31,8 @@ __all__ = [
     "Violation",
     "check",
     "describe",
+    "listable",
+    "listed",
     "normalise",
     "quoted_words",
     "schema_faults",
@@ -246,6 +248,26 @@ def _not_copied(contract: CopiedContract, text: str, fields: Mapping[str, str]) 
         for piece in pieces
         if not any(fold(piece) in source for source in sources)
     ]
+
+
+def listable(contract: Contract) -> bool:
+    """Whether `listed` can list what keeps a promise."""
+    return isinstance(contract, ChoicesContract) or (isinstance(contract, CopiedContract) and contract.unit == "lines")
+
+
+def listed(contract: Contract, fields: Mapping[str, str]) -> list[str]:
+    """Returns the texts that an output may be held to: the choices, or each line that may be copied, once.
+
+    Args:
+        contract: one that is `listable`.
+        fields: what the stage saw.
+    """
+    if isinstance(contract, ChoicesContract):
+        return list(contract.values)
+    if not isinstance(contract, CopiedContract) or contract.unit != "lines":
+        return []
+    lines = (line.strip() for name in contract.fields for line in fields.get(name, "").splitlines())
+    return list(dict.fromkeys([*filter(None, lines), *contract.allow]))
 
 
 def describe(contract: Contract) -> str:

@@ -200,7 +200,8 @@ def test_an_example_has_the_hand_offs_of_its_record() -> None:
     example = stage_example(looped())
     told = {FORMS[n % 2].format(**Edge(*edge)._asdict()): Edge(*edge).line for n, edge in enumerate(looped()["edges"])}
     assert sorted(example["stages"]["edges"]) == sorted(told.values())
-    assert example["stages"]["walk"] == ["Ann: son Bo", "Bo: sister Cleo", "Cleo: brother Bo", "Bo: son Dan", "done"]
+    walk = ["Ann: son Bo", "Bo: sister Cleo", "Cleo: brother Bo", "Bo: son Dan", "Dan: done"]
+    assert example["stages"]["walk"] == walk
     assert example["stages"]["place"] == ["down he", "down she", "down he", "down down he"]
     assert example["stages"]["answer"] == example["answer"] == "grandson"
     assert set(example["inputs"]) == {"story", "person", "relative"}
@@ -257,7 +258,7 @@ def ruled(recipe: ExperimentRecipe, *names: str) -> StackSpec:
     rows = recipe.stack.model_dump(exclude_unset=True)
     for stage in rows["stages"]:
         if stage["name"] in names:
-            for key in ("prompt", "sampling", "retries"):
+            for key in ("prompt", "sampling", "constrain"):
                 stage.pop(key, None)
             stage["rule"] = f"cairn.evaluation.tasks.clutrr_kin:{stage['name']}_rule"
             if stage["name"] == "walk":
@@ -306,7 +307,7 @@ def test_flagged_stories_are_counted_and_scored_apart(tmp_path: Path) -> None:
     assert data.facts["rule_baseline"] == pytest.approx(5 / 6)
     by_id = {question.id: question for question in data.test}
     assert by_id["2hops-unsound-odd"].stages == {} and by_id["2hops-unsound-odd"].answer == "wife"
-    assert by_id["4hops-revisits-looped"].stages["walk"][-1] == "done"
+    assert by_id["4hops-revisits-looped"].stages["walk"][-1] == "Dan: done"
     assert sorted(task.groups(question) for question in data.test) == ["02 hops", *["03 hops"] * 4, "04 hops"]
     answers = ["none" if "looped" in question.id else question.answer.title() for question in data.test]
     scores = [task.score(answer, question) for answer, question in zip(answers, data.test, strict=True)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 
 import pytest
 
 from cairn.config import parse_config
-from cairn.data.examples import StackExample, adapter_pairs
+from cairn.data.examples import StackExample, adapter_pairs, read_examples
 from cairn.engines.base import GenerationRequest
 from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ConfigError, InputError
@@ -96,6 +99,37 @@ def test_a_loop_that_takes_sees_what_is_left_in_training_as_in_serving() -> None
     assert other.stage("pick").calls[-1].prompt.startswith("b-a\na-c\n"), "a line is taken once, what is no line never"
 
 
+def test_a_loop_may_end_with_an_output_that_reads_a_field(tmp_path: Path) -> None:
+    """Where every output begins with a name, the stop may too: it is promised nothing else, and it is not kept."""
+    changes = {"until": "{numbers}: done", "contract": {"kind": "choices", "values": ["b", "c"]}, "collect": "all"}
+    count = {**COUNT, "prompt": "{numbers} after {state} result:"}
+    spec = parse_config(StackSpec, {"name": "s", "inputs": ["numbers", "first"], "stages": [{**count, **changes}]}, "s")
+    order = {"a": "b", "b": "c", "c": "z: done", "z:": "z: done"}
+    engine = FakeEngine(lambda request: " " + order[request.prompt.split()[2]], adapters=["count"])
+    calls = Runner(spec, engine).run([{"numbers": "z", "first": "a"}, {"numbers": "y", "first": "b"}])
+    assert calls[0].answer.splitlines() == ["b", "c"] and calls[0].violations == []
+    assert [call.kept for call in calls[0].stage("count").calls] == [True, True, False]
+    assert calls[1].stage("count").calls[1].violations != [], "the stop of another question is no stop"
+    gold = StackExample("1", {"numbers": "z", "first": "a"}, {"count": ("b", "c", "z: done")}, "b\nc")
+    assert [pair.completion.strip() for pair in adapter_pairs(spec, "count", [gold])] == ["b", "c", "z: done"]
+    row = {"id": "1", "inputs": gold.inputs, "stages": gold.stages, "answer": gold.answer}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), "utf-8")
+    assert len(read_examples(tmp_path / "rows.jsonl", spec)) == 1
+
+
+def test_a_constrained_loop_may_copy_a_line_that_is_left_or_stop() -> None:
+    make = {"name": "lines", "rule": "copy", "arguments": {"text": "{first}-b\nb-{first}"}}
+    contract = {"kind": "copied_from_input", "fields": ["lines"], "unit": "lines", "allow": ["pass"]}
+    pick = {**PICK, "contract": contract, "constrain": True, "until": "{first}: done"}
+    spec = parse_config(StackSpec, {"name": "s", "inputs": ["first"], "stages": [make, pick]}, "s")
+    engine = FakeEngine(lambda request: f" {request.constraint.choices[0]}", adapters=["pick"])
+    engine.capabilities = replace(engine.capabilities, constraints=True)
+    trace = Runner(spec, engine).run([{"first": "a"}])[0]
+    held = [request.constraint.choices for request in engine.requests if request.constraint is not None]
+    assert held[:2] == [("a-b", "b-a", "pass", "a: done"), ("b-a", "pass", "a: done")]
+    assert trace.answer.splitlines()[:2] == ["a-b", "b-a"]
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -103,6 +137,7 @@ def test_a_loop_that_takes_sees_what_is_left_in_training_as_in_serving() -> None
         ({"prompt": "after {state}:"}, "takes 'lines', which its prompt does not read"),
         ({"over": "lines", "until": None}, "takes 'lines', which is also what it goes over"),
         ({"kind": "once", "until": None, "start": "none", "at_most": 16, "collect": "last"}, "takes is for kind"),
+        ({"until": "{lines}"}, "takes 'lines', which until reads as well"),
     ],
 )
 def test_what_cannot_be_taken_is_refused(change: dict[str, object], fault: str) -> None:
@@ -303,6 +338,8 @@ def test_the_state_of_a_loop_must_fit_beside_what_is_written() -> None:
         ({"until": " done"}, "until ' done' is empty or has white space around it"),
         ({"until": ""}, "until '' is empty"),
         ({"until": True}, 'put the word into quotes: "yes"'),
+        ({"until": "{frist}: done"}, "until uses unknown field 'frist' (did you mean first?), allowed: first"),
+        ({"until": "{state}"}, "until uses unknown field 'state'"),
         ({"contract": {"kind": "choices", "values": ["0", "1"]}},
          "until 'done' is not a value that its contract allows, allowed: 0, 1"),
         ({"start": "{frist}"}, "start uses unknown field 'frist' (did you mean first?), allowed: first"),

@@ -304,7 +304,7 @@ def chain_pairs(
         lines: list[tuple[str, str]] = []
         for stage in (stage for name in spec.chain_stages for stage in spec.stages if stage.name == name):
             steps = stage.kind == "repeat" and stage.collect == "last"
-            values = stage.kept(gold_outputs(spec, stage, example, fields)) if steps else []
+            values = stage.kept(fields, gold_outputs(spec, stage, example, fields)) if steps else []
             lines += [(stage.name, value) for value in values or [fields[stage.name]]]
         return chain_text(lines)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cairn import prompts
-from cairn.contracts import ChoicesContract, CopiedContract, check, normalise
+from cairn.contracts import ChoicesContract, CopiedContract, check, listable, normalise
 from cairn.errors import ConfigError, did_you_mean
 from cairn.stacks.rules import find_rule
 from cairn.stacks.stage import StageSpec
@@ -84,15 +84,16 @@ def _stage_faults(stage: StageSpec, spec: StackSpec, earlier: list[str], names: 
         faults += _rule_faults(stage, visible, earlier)
     if stage.kind == "repeat":
         faults += _template_faults("start", stage.start, readable, earlier)
-        faults += _until_faults(stage) + _takes_faults(stage, readable)
+        faults += _until_faults(stage, readable, earlier) + _takes_faults(stage, readable)
     if isinstance(stage.contract, CopiedContract):
         for name in stage.contract.fields:
             if name not in [*visible, *stage.arguments]:
                 faults.append(f"contract copies from {unknown_name(name, visible)}; a field must be read to be copied")
     if stage.keep is not None and not isinstance(stage.contract, CopiedContract):
         faults += _value_faults("keep", stage, stage.keep)
-    if stage.constrain and not isinstance(stage.contract, ChoicesContract):
-        faults.append(f"constrain needs a contract of kind choices, but it is {stage.contract.kind}")
+    if stage.constrain and not listable(stage.contract):
+        needs = "constrain needs a contract of kind choices, or copied_from_input with unit: lines"
+        faults.append(f"{needs}, but it is {stage.contract.kind}")
     return faults
 
 
@@ -156,17 +157,22 @@ def _takes_faults(stage: StageSpec, readable: list[str]) -> list[str]:
         return [f"takes {stage.takes!r}, which is also what it goes over, allowed: another field"]
     if stage.prompt is not None and stage.takes not in prompts.template_fields(stage.prompt):
         return [f"takes {stage.takes!r}, which its prompt does not read, so that no call would see the difference"]
+    if stage.until is not None and f"{{{stage.takes}}}" in stage.until:
+        return [f"takes {stage.takes!r}, which until reads as well, so that the stop would change from call to call"]
     return []
 
 
-def _until_faults(stage: StageSpec) -> list[str]:
+def _until_faults(stage: StageSpec, readable: list[str], earlier: Sequence[str]) -> list[str]:
     if stage.until is None:
         if stage.over is None:
             return ["kind repeat needs until, the output that ends it, or over, the field to go over item by item"]
         return []
     if not stage.until or stage.until != stage.until.strip():
         return [f"until {stage.until!r} is empty or has white space around it, so that no output equals it"]
-    return _value_faults("until", stage, stage.until) if isinstance(stage.contract, ChoicesContract) else []
+    faults = _template_faults("until", stage.until, readable, earlier)
+    if faults or prompts.template_fields(stage.until) or not isinstance(stage.contract, ChoicesContract):
+        return faults
+    return _value_faults("until", stage, stage.until)
 
 
 def _value_faults(key: str, stage: StageSpec, value: str) -> list[str]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cairn.contracts import ChoicesContract
 from cairn.engines.base import Constraint, Engine, Generation, GenerationRequest, Sampling, require
 from cairn.errors import EngineError, InputError, did_you_mean
 from cairn.stacks.spec import StackSpec, check_budgets
@@ -241,9 +240,11 @@ class Runner:
 
     def _ask(self, stage: StageSpec, pending: Sequence[_Pending], sampling: Sampling) -> None:
         adapter = stage.adapter_name if self._adapters else None
-        choices = stage.contract.values if stage.constrain and isinstance(stage.contract, ChoicesContract) else None
-        constraint = Constraint(tuple(choices)) if choices else None
-        requests = [GenerationRequest(one.call.prompt, adapter, sampling, constraint) for one in pending]
+        requests = []
+        for one in pending:
+            choices = stage.choices(one.call)
+            constraint = None if choices is None else Constraint(choices)
+            requests.append(GenerationRequest(one.call.prompt, adapter, sampling, constraint))
         places: dict[GenerationRequest, int] = {}
         run: list[GenerationRequest] = []
         answered_by: list[int] = []
@@ -292,7 +293,7 @@ def _call(stage: StageSpec, one: _Pending) -> Call:
     if stage.keep is not None:
         kept = value == stage.keep
     elif stage.until is not None:
-        kept = value != stage.until
+        kept = value != stage.stop(one.call.fields)
     return Call(
         prompt=one.call.prompt, output=one.output, value=value, item=one.call.item, kept=kept,
         violations=one.messages, rejected=one.rejected, prompt_tokens=one.prompt_tokens, new_tokens=one.new_tokens,

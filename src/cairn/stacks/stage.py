@@ -20,7 +20,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from cairn import prompts
 from cairn.config import StrictModel
-from cairn.contracts import Contract, FreeContract, check, normalise, quoted_words
+from cairn.contracts import Contract, FreeContract, check, listed, normalise, quoted_words
 from cairn.engines.base import Sampling
 from cairn.stacks.rules import run_rule
 
@@ -64,7 +64,7 @@ class StageSpec(StrictModel):
         split: how it is cut: "lines" or "sentences".
         keep: of a map stage, keep the ITEMS whose output equals this, in order; None joins the outputs.
         start: of a repeat stage, template over what it reads: the first `{state}`.
-        until: of a repeat stage, the output that ends it; that output is not kept.
+        until: of a repeat stage, template over what it reads: the output that ends it; that output is not kept.
         at_most: of a repeat stage, the bound on its calls. One that is ended by it is recorded as a broken promise.
         takes: of a repeat stage, a field whose lines are used up: a line that equals an output is gone from what the
             calls after it see.
@@ -77,7 +77,8 @@ class StageSpec(StrictModel):
         sampling: how tokens are chosen.
         adapter: name of the adapter, the stage's own by default; two stages may share one.
         retries: how often an output that breaks its contract is asked for again, 0 to 3.
-        constrain: hold the output to the contract's choices while it is written.
+        constrain: hold the output, while it is written, to what the contract lists: its choices, or one of the lines to
+            copy; and the stop value.
     """
 
     name: Name
@@ -147,7 +148,7 @@ class StageSpec(StrictModel):
 
     def broken(self, value: str, call: StageCall) -> list[str]:
         """Returns what a value breaks of the contract, one message each. The stop value of a loop breaks nothing."""
-        if self.until is not None and value == self.until:
+        if value == self.stop(call.fields):
             return []
         return [violation.message for violation in check(self.contract, value, call.fields)]
 
@@ -155,10 +156,27 @@ class StageSpec(StrictModel):
         """Returns the `{state}` that the first call of a repeat stage sees."""
         return prompts.parse_output(prompts.render(self.start, fields))
 
-    def kept(self, outputs: Sequence[str]) -> list[str]:
-        """Returns the values of a repeat stage's outputs, those before its stop value."""
+    def choices(self, call: StageCall) -> tuple[str, ...] | None:
+        """Returns the texts that the output of a call is held to; None if it is free."""
+        if not self.constrain:
+            return None
+        stop = self.stop(call.fields)
+        return tuple(dict.fromkeys([*listed(self.contract, call.fields), *([] if stop is None else [stop])]))
+
+    def stop(self, fields: Mapping[str, str]) -> str | None:
+        """Returns the output that ends a repeat stage; None if it has no `until`."""
+        return None if self.until is None else prompts.parse_output(prompts.render(self.until, fields))
+
+    def kept(self, fields: Mapping[str, str], outputs: Sequence[str]) -> list[str]:
+        """Returns the values of a repeat stage's outputs, those before its stop value.
+
+        Args:
+            fields: what the stage saw.
+            outputs: in call order.
+        """
         values = [self.parse(output) for output in outputs]
-        return values[: values.index(self.until)] if self.until in values else values
+        stop = self.stop(fields)
+        return values[: values.index(stop)] if stop in values else values
 
     def value(self, fields: Mapping[str, str], items: Sequence[str] | None, outputs: Sequence[str]) -> str:
         """Returns the stage's value.
@@ -169,7 +187,7 @@ class StageSpec(StrictModel):
             outputs: one; or one per item; or those of a repeat stage in call order, the stop value included.
         """
         if self.kind == "repeat":
-            kept = self.kept(outputs)
+            kept = self.kept(fields, outputs)
             if self.collect == "all":
                 return prompts.join_items(kept, self.join) if kept else self.empty
             return kept[-1] if kept else self.first_state(fields)
@@ -197,7 +215,7 @@ class Loop:
     ) -> None:
         self.stage, self.items = stage, items
         self._fields, self._nothing = dict(fields), nothing
-        self.state = stage.first_state(fields)
+        self.state, self._stop = stage.first_state(fields), stage.stop(fields)
         self.outputs: list[str] = []
         self.stopped = False
 
@@ -220,7 +238,7 @@ class Loop:
         """Takes the output of the call that `next` gave."""
         self.outputs.append(output)
         value = self.stage.parse(output)
-        if self.stage.until is not None and value == self.stage.until:
+        if value == self._stop:
             self.stopped = True
         else:
             self.state = value
@@ -240,5 +258,5 @@ class Loop:
         """What is wrong with the end of a loop that is over: `at_most` ended it; None if nothing is."""
         if self.stopped or self._exhausted:
             return None
-        promised = f"go over {len(self.items)} items" if self.items is not None else f"end with {self.stage.until!r}"
+        promised = f"go over {len(self.items)} items" if self.items is not None else f"end with {self._stop!r}"
         return f"promised to {promised}, but was ended by at_most {self.stage.at_most}"

@@ -147,7 +147,7 @@ def test_a_game_of_ones_own_by_place_or_entry_point_and_what_is_no_game(monkeypa
     assert open_game("my_games:Short", {"pile": 4}).openings()[-1] == (4, 0)
     point = types.SimpleNamespace(name="short_game", value="my_games:Short")
     monkeypatch.setattr(
-        "cairn.evaluation.games.registry.metadata.entry_points", lambda group: [point] if group == "cairn.games" else []
+        "cairn.plugins.metadata.entry_points", lambda group: [point] if group == "cairn.games" else []
     )
     assert open_game("short_game").name == "short" and game_names() == sorted([*GAMES, "short_game"])
     for name, options, message in [

@@ -9,15 +9,14 @@ without one nothing. `package.module:object` in a recipe works without an entry 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from cairn.config import parse_config
-from cairn.errors import ConfigError, did_you_mean
+from cairn.errors import ConfigError
 from cairn.evaluation.games.game import MEMBERS, Game
+from cairn.plugins import load_named, plugin_names
 
 __all__ = ["ENTRY_POINTS", "GAMES", "game_names", "open_game"]
 
@@ -30,7 +29,7 @@ GAMES = {
 
 def game_names() -> list[str]:
     """Returns the names of all games, those of installed packages included."""
-    return sorted({*GAMES, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
+    return plugin_names(GAMES, ENTRY_POINTS)
 
 
 def open_game(name: str, options: Mapping[str, Any] | None = None) -> Game:
@@ -43,19 +42,7 @@ def open_game(name: str, options: Mapping[str, Any] | None = None) -> Game:
     Raises:
         ConfigError: there is no such game, its module cannot be imported, the object is no game, or an option is wrong.
     """
-    place = GAMES.get(name)
-    if place is None:
-        points = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
-        place = points.get(name, name)
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        known = game_names()
-        allowed = f"{', '.join(known)}, or package.module:object"
-        raise ConfigError("game", [f"{name!r}: no such game{did_you_mean(name, known)}, allowed: {allowed}"])
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("game", [f"{name!r}: {place} cannot be imported ({error})"]) from error
+    found, place = load_named(name, GAMES, ENTRY_POINTS, key="game", what="game")
     model = getattr(found, "options_model", None)
     if options and (model is None or not inspect.isclass(found)):
         raise ConfigError("options", [f"the game {name} takes no options, given: {', '.join(options)}"])

@@ -32,9 +32,9 @@ from cairn.errors import DataError
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.babi import normalise_answer
 from cairn.evaluation.tasks.clutrr_kin import (
-    DONE,
     RELATIONS,
     Edge,
+    done_line,
     full_walk,
     gold_walk,
     name_of,
@@ -106,7 +106,7 @@ def _gold(row: Row) -> dict[str, Any]:
     reached = places([edge.relation for edge in walk])
     return {
         "edges": [edge.line for edge in story_edges(row)],
-        "walk": [*(edge.line for edge in walk), DONE],
+        "walk": [*(edge.line for edge in walk), done_line(row["query"][1])],
         "place": [place.text for place in reached],
         "answer": name_of(reached[-1]),
     }

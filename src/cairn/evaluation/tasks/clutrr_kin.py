@@ -2,7 +2,7 @@
 
     story ──edges──> one fact per sentence                        "Kyle: daughter Beverly"
                │ each sentence alone
-             walk ──> from person to person until the relative    "Kyle: daughter Beverly", ..., done
+             walk ──> from person to person until the relative    "Kyle: daughter Beverly", ..., "Ada: done"
                │ one fact a call, each fact once: whose line is next?
             place ──> where each person of the walk stands        "up he", "up down she", ...
                │ one step a call: the place before, and one step
@@ -35,13 +35,13 @@ from cairn.errors import DataError, did_you_mean
 from cairn.stacks.rules import needs
 
 __all__ = [
-    "DONE",
     "EDGE_JOIN",
     "RELATIONS",
     "SELF",
     "Edge",
     "Place",
     "answer_rule",
+    "done_line",
     "full_walk",
     "gold_walk",
     "name_of",
@@ -54,7 +54,6 @@ __all__ = [
     "walk_rule",
 ]
 
-DONE = "done"  # ends a walk
 EDGE_JOIN = "\n"
 
 # Relation -> its moves (U a generation up, D down, B a sibling, S a spouse) and who it is.
@@ -200,6 +199,11 @@ def places(relations: Sequence[str]) -> list[Place]:
     return found
 
 
+def done_line(relative: str) -> str:
+    """Returns what ends a walk: it looks like a fact, so that every call of the stage finds the line of a name."""
+    return f"{relative}: done"
+
+
 def gold_walk(edges: Sequence[Edge], relative: str) -> list[Edge]:
     """Returns the edges of a story's chain up to the first that reaches the relative: loops before it stay.
 
@@ -297,7 +301,7 @@ def walk_rule(fields: Mapping[str, str]) -> str:
     """
     here = fields["state"].split()[-1]
     if here == fields["relative"]:
-        return DONE
+        return done_line(here)
     return shortest_walk(read_edges(fields["edges"]), here, fields["relative"])[0].line
 
 

@@ -14,17 +14,16 @@ own with an entry point in the group `cairn.tasks`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cairn.config import StrictModel, parse_config
-from cairn.errors import ConfigError, did_you_mean
+from cairn.errors import ConfigError
 from cairn.evaluation.systems import Question
+from cairn.plugins import load_named, plugin_names
 
 __all__ = ["ENTRY_POINTS", "TASKS", "Task", "TaskData", "task_by_name", "task_names", "task_options"]
 
@@ -95,7 +94,7 @@ class Task(Protocol):
 
 def task_names() -> list[str]:
     """Returns the names of all tasks, those of installed packages included."""
-    return sorted({*TASKS, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
+    return plugin_names(TASKS, ENTRY_POINTS)
 
 
 def task_by_name(name: str) -> Task:
@@ -107,19 +106,7 @@ def task_by_name(name: str) -> Task:
     Raises:
         ConfigError: there is no such task, its module cannot be imported, or the object is no task.
     """
-    place = TASKS.get(name)
-    if place is None:
-        points = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
-        place = points.get(name, name)
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        known = task_names()
-        allowed = f"{', '.join(known)}, or package.module:object"
-        raise ConfigError("task.name", [f"{name!r}: no such task{did_you_mean(name, known)}, allowed: {allowed}"])
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("task.name", [f"{name!r}: {place} cannot be imported ({error})"]) from error
+    found, place = load_named(name, TASKS, ENTRY_POINTS, key="task.name", what="task")
     task = found() if inspect.isclass(found) else found
     missing = [member for member in _MEMBERS if not hasattr(task, member)]
     if missing:

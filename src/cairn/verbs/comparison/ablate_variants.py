@@ -267,7 +267,7 @@ def _drop(data: dict[str, Any], spec: StackSpec, name: str) -> None:
             fields = [field if one == name else one for one in contract["fields"]]
             contract["fields"] = list(dict.fromkeys(one for one in fields if one is not None))
             if not contract["fields"]:
-                stage["contract"] = {"kind": "free"}
+                stage["contract"], stage["constrain"] = {"kind": "free"}, False
     if data["chain"] is not None:
         data["chain"] = [one for one in data["chain"] if one != name]
 
@@ -351,7 +351,7 @@ def gold_text(spec: StackSpec, example: StackExample, group: Sequence[str]) -> s
     lines: list[tuple[str, str]] = []
     for stage in (spec.stage(name) for name in group):
         steps = stage.kind == "repeat" and stage.collect == "last"
-        values = stage.kept(gold_outputs(spec, stage, example, fields)) if steps else []
+        values = stage.kept(fields, gold_outputs(spec, stage, example, fields)) if steps else []
         lines += [(stage.name, value) for value in values or [fields[stage.name]]]
     return prompts.chain_text(lines)
 
