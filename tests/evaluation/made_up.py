@@ -22,7 +22,7 @@ from cairn.evaluation.systems import Outcome, Question, exact_score, run_stack, 
 from cairn.stacks.attribution import RecallingEngine, Rerun, needed, replacements, run_again
 from cairn.stacks.runner import Runner
 from cairn.stacks.spec import StackSpec
-from cairn.verbs.blame import question_case
+from cairn.verbs.comparison.blame_section import question_case
 
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gil", "Hal", "Ida", "Jo", "Kit", "Lea")
 PLACES = ("hall", "attic", "garden", "cellar", "porch", "office", "kitchen", "yard")

@@ -21,11 +21,12 @@ from cairn.evaluation.cost import CostSettings
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.registry import task_by_name
 from cairn.files import sha256_file
-from cairn.verbs.blame import blame_section, question_case, with_handoffs
-from cairn.verbs.compare import LookSettings, compare_folders, trained_seeds
+from cairn.verbs.blame import with_handoffs
+from cairn.verbs.compare import LookSettings, compare_folders
 from cairn.verbs.comparison.answers import Answered
+from cairn.verbs.comparison.blame_section import blame_section, question_case
 from cairn.verbs.comparison.cost import CostJob
-from cairn.verbs.comparison.experiment import TrainedSeed, read_questions_file
+from cairn.verbs.comparison.experiment import TrainedSeed, read_questions_file, trained_seeds
 from cairn.verbs.comparison.recipe import CompareSettings
 from tests.verbs.tiny_experiment import NUMBERS, scripted, stack, write_base, write_recipe, write_trained
 

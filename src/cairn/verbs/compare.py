@@ -19,15 +19,14 @@ from typing import Annotated, Any
 import typer
 
 from cairn.config import StrictModel, load_config, read_yaml
-from cairn.errors import ConfigError, DataError, InputError
+from cairn.errors import DataError, InputError
 from cairn.evaluation.blame import BlameSettings
 from cairn.evaluation.cost import CostSettings, peak_memory_mib
 from cairn.evaluation.tasks.registry import task_by_name
 from cairn.files import sha256_file
 from cairn.runs import RunFolder, versions
-from cairn.stacks.spec import load_stack
-from cairn.verbs.blame import blame_section
 from cairn.verbs.comparison.answers import stored_stages
+from cairn.verbs.comparison.blame_section import blame_section
 from cairn.verbs.comparison.comparison import Comparison, Inputs, OpenEngine, base_parameters, open_engine
 from cairn.verbs.comparison.comparison_files import print_result, training_curves, write_comparison, write_traces
 from cairn.verbs.comparison.comparison_result import comparison_result
@@ -45,11 +44,12 @@ from cairn.verbs.comparison.experiment import (
     resolved_recipe,
     run_settings,
     train_stack,
+    trained_seeds,
 )
 from cairn.verbs.comparison.recipe import CompareSettings, ExperimentRecipe, load_recipe
 from cairn.verbs.spent_seconds import SpentSeconds
 
-__all__ = ["LookSettings", "compare", "compare_folders", "compare_recipe", "trained_seeds"]
+__all__ = ["LookSettings", "compare", "compare_folders", "compare_recipe"]
 
 Say = Callable[[str], Any]
 _OUTPUTS = ["result.json", "traces.jsonl", "report.html"]
@@ -269,36 +269,6 @@ def compare_folders(
         inputs = Inputs(asked, questions.get("valid", []), questions["examples"], examples, scorer)
         facts = {"name": spec.name, "data": {"files": fixed.files}, "equal_training": equal, "settings": free}
         return _answer(run, seeds, inputs, settings, looks, facts, engine, device, spent, say)
-
-
-def trained_seeds(stacks: Sequence[Path]) -> list[TrainedSeed]:
-    """Returns the trainings in some stack folders, which must differ in their seeds only.
-
-    Raises:
-        ConfigError: a folder holds no trained stack, or another one than the first.
-    """
-    seeds: list[TrainedSeed] = []
-    faults = []
-    for place in stacks:
-        spec, file = load_stack(place), place / "training.json"
-        if not file.exists():
-            raise ConfigError(str(place), ["no trained stack: training.json is missing"], next="cairn finetune STACK")
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        seeds.append(TrainedSeed(facts["settings"]["seed"], spec, facts))
-        own, first = _definition(seeds[-1]), _definition(seeds[0])
-        faults += [f"{key} differs from that of {stacks[0]}" for key in own if own[key] != first[key]]
-    numbers = [seed.seed for seed in seeds]
-    if len(set(numbers)) != len(numbers):
-        faults.append(f"seeds {numbers} are not distinct")
-    if faults:
-        raise ConfigError(", ".join(map(str, stacks)), faults, next="give one folder a seed of the same stack")
-    return seeds
-
-
-def _definition(seed: TrainedSeed) -> dict[str, Any]:
-    spec = seed.spec.model_dump(mode="json", exclude={"base", "examples", "training"})
-    training = {key: value for key, value in seed.facts["settings"].items() if key != "seed"}
-    return {**spec, "training": training, "examples": seed.facts["examples"]["sha256"]}
 
 
 def _free(settings: CompareSettings, looks: LookSettings) -> dict[str, Any]:

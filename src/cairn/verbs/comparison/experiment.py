@@ -2,6 +2,7 @@
 
     recipe ── prepare ──> OUT/recipe.yaml, stack.yaml, data/{train,valid,test}.jsonl, data/facts.json
                  └─ train_stack ──> OUT/seed-S/stack      adapters and comparators, as `cairn finetune` makes them
+                      ├─ trained_seeds                    the trainings in such folders
                       └─ check_equal_training             the same parameters and tokens for all, or an error
 
 Validation questions are training examples that no training sees, the same for every seed. `data/facts.json` is written
@@ -43,6 +44,7 @@ __all__ = [
     "run_settings",
     "solved_pool",
     "train_stack",
+    "trained_seeds",
 ]
 
 FREE_SETTINGS = {"seeds", "systems", "resamples", "shown_traces", "token_tolerance"}  # parts made before stay good
@@ -310,6 +312,36 @@ def _whole(folder: Path, spec: StackSpec, examples: Path, comparators: bool) -> 
         and facts["examples"]["sha256"] == sha256_file(examples)
         and (bool(facts["comparators"]) or not comparators)
     )
+
+
+def trained_seeds(stacks: Sequence[Path]) -> list[TrainedSeed]:
+    """Returns the trainings in some stack folders, which must differ in their seeds only.
+
+    Raises:
+        ConfigError: a folder holds no trained stack, or another one than the first.
+    """
+    seeds: list[TrainedSeed] = []
+    faults = []
+    for place in stacks:
+        spec, file = load_stack(place), place / "training.json"
+        if not file.exists():
+            raise ConfigError(str(place), ["no trained stack: training.json is missing"], next="cairn finetune STACK")
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        seeds.append(TrainedSeed(facts["settings"]["seed"], spec, facts))
+        own, first = _definition(seeds[-1]), _definition(seeds[0])
+        faults += [f"{key} differs from that of {stacks[0]}" for key in own if own[key] != first[key]]
+    numbers = [seed.seed for seed in seeds]
+    if len(set(numbers)) != len(numbers):
+        faults.append(f"seeds {numbers} are not distinct")
+    if faults:
+        raise ConfigError(", ".join(map(str, stacks)), faults, next="give one folder a seed of the same stack")
+    return seeds
+
+
+def _definition(seed: TrainedSeed) -> dict[str, Any]:
+    spec = seed.spec.model_dump(mode="json", exclude={"base", "examples", "training"})
+    training = {key: value for key, value in seed.facts["settings"].items() if key != "seed"}
+    return {**spec, "training": training, "examples": seed.facts["examples"]["sha256"]}
 
 
 def check_equal_training(seeds: Sequence[TrainedSeed], tolerance: float) -> dict[str, Any]:
