@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cairn import files
-from cairn.config import parse_config, save_config
+from cairn.config import load_config, parse_config, save_config
 from cairn.data.teacher import EngineTeacher
 from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ArtifactError, CheckpointError, ConfigError, EngineError, TokenizerError
@@ -434,3 +434,25 @@ def test_written_text_that_cannot_be_made_is_refused(home):
         recipe(home, data=written(home, ask="Go on."))
     with pytest.raises(ConfigError, match="sources: there is none, allowed: at least one, or data.written"):
         recipe(home, data={"sources": []})
+
+
+@pytest.mark.slow
+def test_the_50m_recipe_starts_and_goes_on_where_it_was(home, cut, monkeypatch, repository):
+    """Its own shape, optimizer and schedule on a little local text: hub and GPU are all that is missing here."""
+    local = {"name": "words", "path": "text.jsonl", "licence": "none: made by a test"}
+    changes = [
+        f"data={json.dumps({'sources': [local], 'max_epochs': 50})}", "tokenizer.vocab_size=330", "steps=3",
+        "tokenizer.train_bytes=20000", "sequence_length=16", "batch_rows=2", "samples=[]", "device=cpu",
+        f"loop={json.dumps({'log_every': 1, 'eval_every': 0, 'checkpoint_every': 1})}",
+    ]  # fmt: skip
+    loaded = load_config(PretrainRecipe, repository / "recipes" / "stlm-50m.yaml", changes)
+    out = home / "stlm-50m"
+    cut(2)
+    with pytest.raises(Power):
+        pretrain(loaded, out, recipe_folder=home, say=lambda text: None)
+    monkeypatch.undo()
+    assert sorted(losses(out)) == [1, 2]
+    pretrain(loaded, out, recipe_folder=home, say=lambda text: None)
+    assert sorted(losses(out)) == [1, 2, 3]
+    shape = json.loads((out / "model" / "config.json").read_text())
+    assert (shape["num_hidden_layers"], shape["hidden_size"], shape["vocab_size"]) == (13, 576, 330)

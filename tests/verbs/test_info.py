@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from cairn import cli
 from cairn.errors import AdapterError, CheckpointError, InputError
+from cairn.models.accounting import flops_per_token
 from cairn.models.presets import PRESETS, preset_config
 from cairn.verbs.info import describe
 
@@ -197,6 +199,32 @@ def test_shard_folder(tmp_path: Path, say: Callable) -> None:
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(ShardError):
         describe(str(tmp_path / "shards"))
+
+
+def test_a_recipe_is_costed(tmp_path: Path, say: Callable) -> None:
+    changes = {key: value for key, value in TINY.items() if key != "vocab_size"}
+    recipe = {
+        "recipe": "pretrain", "name": "mine", "steps": 1000, "batch_rows": 4, "sequence_length": 64,
+        "tokenizer": {"vocab_size": 320}, "model": {"preset": "1m", "changes": changes}, "loop": {"micro_rows": 2},
+        "data": {"sources": [{"name": "own", "generator": "lookup", "weight": 1.0, "licence": "a"}], "total_tokens": 128000},
+    }  # fmt: skip
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    facts = describe(str(file))
+    config = preset_config("1m", **{**TINY, "vocab_size": 320})
+    each = flops_per_token(config, 32, training=True)
+    training = facts["training"]
+    assert (training["tokens"], training["flops"]) == (256_000, 256_000 * each) and facts["text"]["passes"] == 2.0
+    gpu = facts["gpu"]
+    assert gpu["hours"] == pytest.approx(256_000 * each / (gpu["tflops"] * 1e12 * gpu["share"] * 3600))
+    cpu = facts["cpu"]
+    assert cpu["hours"] == pytest.approx(256_000 / cpu["tokens_per_s"] / 3600) and cpu["tokens_per_s"] > 0
+    code, out, err = say(str(file))
+    assert code == 0, err
+    assert "1,000 of 256 tokens" in out and "assumed" in out and "measured now" in out
+    file.write_text(yaml.safe_dump({**recipe, "objective": {"kind": "multi_token"}}))
+    code, out, err = say(str(file))
+    assert code == 2 and "cost of this recipe is not known beforehand" in err and "cairn sweep" in err
 
 
 def test_unknown_name_suggests(say: Callable) -> None:

@@ -1,6 +1,6 @@
-"""`cairn info`: what a preset, a model, a stack or a shard folder holds, and what it costs.
+"""`cairn info`: what a preset, a model, a stack, a recipe or a shard folder holds, and what it costs.
 
-    name ──> preset | model folder | stack folder | shard folder ──> facts (a dict) ──> tables, or JSON
+    name ──> preset | model, stack or shard folder | pretrain recipe ──> facts (a dict) ──> tables, or JSON
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cairn.config import read_yaml
 from cairn.errors import AdapterError, CheckpointError, ConfigError, InputError, did_you_mean
 
 __all__ = ["describe", "info"]
@@ -25,7 +26,8 @@ _SWITCHES = {  # field -> its value in a plain decoder
 
 def info(
     what: Annotated[
-        str | None, typer.Argument(metavar="PRESET|FOLDER", help="A preset, a folder, or embedded:base.")
+        str | None,
+        typer.Argument(metavar="PRESET|FOLDER|RECIPE", help="A preset, a folder, a recipe, or embedded:base."),
     ] = None,
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Position to count FLOPs at; default: half the longest.")
@@ -38,12 +40,14 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Show what a preset, a model, a stack or a data folder holds, and what it costs.
+    """Show what a preset, a model, a stack, a pretraining recipe or a data folder holds, and what it costs.
 
     Without an argument: the presets and the embedded base. Nothing is loaded or trained: figures of a model are
-    computed from its configuration, and folders are checked as they are read.
+    computed from its configuration, and folders are checked as they are read. Only the hours of a recipe on this CPU
+    come from a few seconds of passes through an untrained model.
 
         preset, model   parameters by part, FLOPs per token, cache, training memory
+        recipe          tokens, FLOPs, memory, hours on one consumer GPU (estimated) and on this CPU
         stack folder    stages, what each reads, who answers it, contracts, trained parameters
         shard folder    sources, tokens, bytes per token; every hash is checked
 
@@ -55,6 +59,7 @@ def info(
         cairn info
         cairn info 10m --context 1024
         cairn info runs/demo/stack
+        cairn info recipes/stlm-50m.yaml
         cairn info embedded:base --json
         cairn info 50m --compare
     """
@@ -78,7 +83,8 @@ def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATC
     """Returns the facts about a preset or a folder.
 
     Args:
-        what: preset name, `embedded:NAME`, the path of a model, stack or shard folder, or of the YAML file of a stack.
+        what: preset name, `embedded:NAME`, the path of a model, stack or shard folder, or of the YAML file of a stack
+            or of a recipe of kind `pretrain`.
         context: position at which FLOPs are counted, in tokens; default half the model's longest sequence, which is
             the average over a full one.
         batch_tokens: tokens of one micro-batch, for the training memory.
@@ -88,6 +94,10 @@ def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATC
         CairnError: the folder is damaged; the class says which kind.
     """
     path = Path(what).expanduser()
+    if path.is_file() and path.suffix == ".yaml" and read_yaml(path).get("recipe") == "pretrain":
+        from cairn.verbs.info_recipe import recipe_facts
+
+        return recipe_facts(path)
     if (path / "stack.yaml").is_file() or path.suffix == ".yaml":
         return _stack(path)
     if (path / "manifest.json").is_file() and not (path / "config.json").is_file() and list(path.glob("shard-*")):
@@ -361,7 +371,13 @@ def _comparison_tables(facts: dict[str, Any]) -> list[Any]:
     return comparison_tables(facts, _table)
 
 
+def _recipe_tables(facts: dict[str, Any]) -> list[Any]:
+    from cairn.verbs.info_recipe import recipe_tables
+
+    return recipe_tables(facts, _table)
+
+
 _TABLES = {
     "preset": _model_tables, "model": _model_tables, "stack": _stack_tables, "shards": _shard_tables,
-    "overview": _overview_tables, "comparison": _comparison_tables,
+    "overview": _overview_tables, "comparison": _comparison_tables, "recipe": _recipe_tables,
 }  # fmt: skip
