@@ -206,7 +206,10 @@ def test_a_recipe_is_costed(tmp_path: Path, say: Callable) -> None:
     recipe = {
         "recipe": "pretrain", "name": "mine", "steps": 1000, "batch_rows": 4, "sequence_length": 64,
         "tokenizer": {"vocab_size": 320}, "model": {"preset": "1m", "changes": changes}, "loop": {"micro_rows": 2},
-        "data": {"sources": [{"name": "own", "generator": "lookup", "weight": 1.0, "licence": "a"}], "total_tokens": 128000},
+        "data": {
+            "sources": [{"name": "own", "generator": "lookup", "weight": 1.0, "licence": "mine"}],
+            "total_tokens": 128000,
+        },
     }  # fmt: skip
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(recipe))
