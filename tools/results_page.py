@@ -5,7 +5,9 @@
     docs/results/demo.json, demo-full.json     result.json of `make demo` and of `cairn demo --full`
     docs/results/pretrain_throughput.json      last line of `python -m benchmarks.pretrain_throughput`
     docs/results/fslm_cost.json                last line of `python -m benchmarks.fslm_cost`
+    docs/results/{base_quality,early_exit,byte_pooling}.json   last line of these benchmarks
     docs/results/NAME.json                     result.json of the comparisons in EXPERIMENTS
+    docs/results/sweep-NAME.json               result.json of `cairn sweep recipes/sweep-NAME.yaml`
     src/cairn/assets/base/scores.json          `cairn eval` of the shipped base
 """
 
@@ -202,6 +204,47 @@ tokens: an untrained base stops nowhere, so every stage writes all that it may.
 """
 
 
+def sweep(result: Mapping[str, Any]) -> str:
+    """Returns the variants of a sweep, the best first, each minus the baseline."""
+    (kind, amount), = ((key, value) for key, value in result["budget"].items() if value is not None)
+    equal = {"wall_clock_s": "seconds of training", "flops": "FLOPs", "parameters": "parameters"}[kind]
+    run = result["versions"]["command"].replace("__main__.py ", "cairn ")
+    whole = {name: one for name, one in result["variants"].items() if "failed" not in one}
+    rows = []
+    for name, one in sorted(whole.items(), key=lambda item: item[1]["bits_per_byte"]):
+        gap, plan = one.get("difference"), one["plan"]
+        rows.append([
+            f"**{name}** (baseline)" if gap is None else name, f"{plan['parameters']:,}", f"{plan['steps']:,}",
+            f"{plan['raw_bytes'] / 1e6:.1f}", f"{one['bits_per_byte']:.4f}",
+            *(("", "") if gap is None else (_gap(gap), gap["verdict"])),
+        ])  # fmt: skip
+    failed = [f"{name}: {one['failed']}" for name, one in result["variants"].items() if "failed" in one]
+    texts = ", ".join(f"{name} ({part['bytes']:,} bytes)" for name, part in result["validation"].items())
+    return "\n\n".join([
+        f"`{run}`: equal {equal} ({amount if isinstance(amount, str) else f'{amount:g}'}), training seeds "
+        f"{', '.join(map(str, result['seeds']))}; scored on {texts}. {result['description']}",
+        table(["variant", "parameters", "steps", "MB read", "bits per byte", "minus baseline", "verdict"], rows),
+        *failed,
+    ]) + "\n"  # fmt: skip
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    """A difference with the wider of its two intervals."""
+    edges = [one for one in (gap["ci95"], gap["ci95_seeds"]) if one is not None]
+    return f"{gap['value']:+.4f} ({min(one[0] for one in edges):+.4f} to {max(one[1] for one in edges):+.4f})"
+
+
+def benchmark(result: Mapping[str, Any]) -> str:
+    """Returns the rows of a benchmark, as they are."""
+    rows = [
+        [row["case"], f"{row['ours']:.4g} {row['unit']}", f"{row['reference']:.4g}", row["reference_name"],
+         f"{row['ratio']:.3f}", "" if row["at_least"] is None else f"{row['at_least']:.3f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = f"`python -m benchmarks.{result['benchmark']}`, {result['machine']}."
+    return f"{head}\n\n{table(['case', 'Cairn', 'reference', 'what it is', 'ratio', 'wanted'], rows)}\n"
+
+
 def base(scores: Mapping[str, Any]) -> str:
     rows = [[Path(name).name, f"{part['bits_per_byte']:.3f}", f"{part['stderr']:.3f}", f"{part['bytes']:,}"]
             for name, part in scores["text"].items()]
@@ -224,13 +267,20 @@ def main() -> None:
         "base.\nEvery figure comes from one run on 2 CPU cores; [log.md](log.md) tells what else was tried.\n"
     ]
     comparisons = [(title, RESULTS / f"{name}.json", experiment) for name, title in EXPERIMENTS.items()]
+    sweeps = [
+        (f"Sweep: {file.stem.removeprefix('sweep-')}", file, sweep) for file in sorted(RESULTS.glob("sweep-*.json"))
+    ]
     for title, file, make in (
         *comparisons,
+        *sweeps,
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
         ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
         ("The shipped base", ROOT / "src/cairn/assets/base/scores.json", base),
         ("What FSLM on Pythia-160M costs", RESULTS / "fslm_cost.json", fslm_cost),
         ("Training rate", RESULTS / "pretrain_throughput.json", throughput),
+        ("The base beside a nanoGPT recipe", RESULTS / "base_quality.json", benchmark),
+        ("Early exit", RESULTS / "early_exit.json", benchmark),
+        ("Byte patches beside small BPE", RESULTS / "byte_pooling.json", benchmark),
     ):
         if file.exists():
             parts.append(f"## {title}\n\n{make(read(file))}")
