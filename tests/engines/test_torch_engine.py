@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from cairn.engines.base import Constraint, Engine, GenerationRequest, Sampling, ScoreRequest
 from cairn.engines.torch_engine import TorchEngine
 from cairn.errors import AdapterError, CheckpointError, EngineError, InputError, TokenizerError
-from cairn.models.tokenization import prompt_ids
+from cairn.models.tokenization import completion_ids, prompt_ids
 from tests.engines.tiny_models import TEXTS, save_adapter, save_base, tiny_llama, tiny_tokenizer
 
 PROMPTS = ["Mary went", "Where is the milk? John took", "Sandra moved to the garden. none", "yes"]
@@ -132,6 +132,19 @@ def test_scores_equal_peft_and_do_not_depend_on_the_batch(
         assert other.logprob == pytest.approx(expected, abs=1e-4)
         assert score.tokens == len(target)
         assert merged.loglikelihood([one])[0].logprob == pytest.approx(score.logprob, abs=1e-5)
+
+
+def test_choices_of_one_token_read_their_prompt_once(folders: dict[str, Path], merged: TorchEngine) -> None:
+    engine = engine_of(folders)
+    words = [text for text in (" to", " yes", " the", " none") if len(completion_ids(engine.tokenizer, text)) == 2]
+    assert len(words) > 1
+    asked = [ScoreRequest(prompt, word, "x") for prompt in PROMPTS for word in words]
+    asked.append(ScoreRequest(PROMPTS[0], words[0]))  # the base: another model, another reading
+    scores = engine.loglikelihood(asked)
+    read = [len(prompt_ids(engine.tokenizer, prompt)) for prompt in PROMPTS]
+    assert engine.usage.calls == len(PROMPTS) + 1 and engine.usage.prompt_tokens == sum(read) + read[0]
+    for one, score in zip(asked, scores, strict=True):
+        assert score.logprob == pytest.approx(merged.loglikelihood([one])[0].logprob, abs=1e-5)
 
 
 def test_greedy_output_is_scored_as_greedy(merged: TorchEngine) -> None:

@@ -251,22 +251,24 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _score(self, adapters: Sequence[str | None], sequences: list[list[int]], scored: list[int]) -> list[Score]:
-        """Scores the last `scored` tokens of each sequence."""
-        results: list[Score | None] = [None] * len(sequences)
+        """Scores the last `scored` tokens of each sequence; sequences that differ in their last token are read once."""
+        results: dict[int, Score] = {}
+        same: dict[tuple[str | None, tuple[int, ...]], list[int]] = {}
+        for place, (adapter, ids) in enumerate(zip(adapters, sequences, strict=True)):
+            same.setdefault((adapter, tuple(ids[:-1])), []).append(place)
+        inputs, reads = list(same), [len(ids) for _, ids in same]
         limit = max(1, _LOGIT_ELEMENTS // self.config.vocab_size)
-        reads = [len(ids) - 1 for ids in sequences]
-        for (adapter,), batch in self._batches([(adapter,) for adapter in adapters], reads, limit=limit):
-            started = time.perf_counter()
-            width = max(len(sequences[place]) for place in batch) - 1
+        for (adapter,), batch in self._batches([(adapter,) for adapter, _ in inputs], reads, limit=limit):
+            started, width = time.perf_counter(), max(reads[number] for number in batch)
             # Padding on the right needs no mask: no real token looks ahead.
-            ids = torch.tensor([sequences[p][:-1] + [0] * (width + 1 - len(sequences[p])) for p in batch])
+            ids = torch.tensor([[*inputs[number][1], *[0] * (width - reads[number])] for number in batch])
             logits = self._forward(adapter, input_ids=ids.to(self.device), use_cache=False).logits
-            for row, place in zip(logits, batch, strict=True):  # row [width, vocab]
-                end = len(sequences[place]) - 1
-                results[place] = _score_row(row[end - scored[place] : end], sequences[place][-scored[place] :])
-            seconds = time.perf_counter() - started
-            self._count(sum(len(sequences[place]) - 1 for place in batch), 0, seconds, calls=len(batch))
-        return [result for result in results if result is not None]
+            for row, number in zip(logits, batch, strict=True):  # row [width, vocab]
+                for place in same[inputs[number]]:
+                    start = reads[number] - scored[place]
+                    results[place] = _score_row(row[start : reads[number]], sequences[place][start + 1 :])
+            self._count(sum(reads[number] for number in batch), 0, time.perf_counter() - started, calls=len(batch))
+        return [results[place] for place in range(len(sequences))]
 
     def _row(self, request: GenerationRequest) -> Row:
         if request.ensemble and request.adapter is not None:
@@ -395,5 +397,4 @@ def _score_row(logits: Tensor, targets: list[int]) -> Score:
     """Scores targets [n] under logits [n, vocab]."""
     wanted = torch.tensor(targets, device=logits.device)
     logprobs = logits.float().log_softmax(-1).gather(1, wanted[:, None])
-    greedy = bool((logits.argmax(-1) == wanted).all())
-    return Score(float(logprobs.double().sum()), greedy, len(targets))
+    return Score(float(logprobs.double().sum()), bool((logits.argmax(-1) == wanted).all()), len(targets))
