@@ -1,13 +1,14 @@
 """A user's command becomes a checked JSON call, with a stack that was trained on SNIPS.
 
     cairn finetune recipes/snips.yaml ...      (or take OUT/seed-0/stack of `cairn compare recipes/snips.yaml`)
-    python examples/command_to_json.py STACK "put the quiet hour on my evening list"
-    python examples/command_to_json.py STACK                      commands from standard input, one a line
+    python examples/command_to_json.py STACK --names snips_train.jsonl.xz "put the quiet hour on my evening list"
+    python examples/command_to_json.py STACK --names snips_train.jsonl.xz    commands from standard input
 
 Prints one line a command: the call as JSON, or why it is refused, and the milliseconds from text to checked call. A
 call is refused if a stage broke its contract, a slot does not belong to the intent, or a value does not stand in the
-command. The exit status is 1 if any was refused. `--repeat N` asks everything N times and ends with the median and the
-slowest.
+command. `--names` is a file of commands with their slots, from which the list of known names is made; without it the
+stack does without such a list. The exit status is 1 if any was refused. `--repeat N` asks everything N times and ends
+with the median and the slowest.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from cairn.evaluation.tasks.snips_frames import INTENTS
+from cairn.evaluation.tasks.snips_known import Lexicon
+from cairn.evaluation.textfiles import read_rows
 from cairn.stacks.runner import Runner
 from cairn.stacks.trace import Trace
 from cairn.verbs.run import open_engine, open_stack
@@ -69,7 +73,14 @@ def _texts(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def answer(runner: Runner, commands: Iterable[str], repeat: int = 1) -> tuple[int, list[float]]:
+def inputs(command: str, names: Lexicon | None) -> dict[str, str]:
+    """Returns the inputs of the stack for a command."""
+    return {"command": command, "known": (names or Lexicon([])).known(command)}
+
+
+def answer(
+    runner: Runner, commands: Iterable[str], repeat: int = 1, names: Lexicon | None = None
+) -> tuple[int, list[float]]:
     """Prints the call of every command; returns (commands refused, milliseconds of every answer)."""
     refused, times = 0, []
     for command in (line.strip() for line in commands):
@@ -77,7 +88,7 @@ def answer(runner: Runner, commands: Iterable[str], repeat: int = 1) -> tuple[in
             continue
         for _ in range(repeat):
             started = time.perf_counter()
-            trace = runner.run([{"command": command}])[0]
+            trace = runner.run([inputs(command, names)])[0]
             wrong = faults(trace)
             times.append(1000 * (time.perf_counter() - started))
         refused += bool(wrong)
@@ -89,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A user's command becomes a checked JSON call.")
     parser.add_argument("stack", help="the trained stack folder")
     parser.add_argument("command", nargs="*", help="a command; without any, lines of standard input")
+    parser.add_argument("--names", type=Path, help="JSON lines with text and slots, as SNIPS has them")
     parser.add_argument("--repeat", type=int, default=1, help="ask every command so often")
     given = parser.parse_args(arguments)
     spec = open_stack(given.stack)
     runner = Runner(spec, open_engine(spec, device="cpu"))
-    runner.run([{"command": "play some music"}])  # the first call sets things up that later ones find
-    refused, times = answer(runner, given.command or sys.stdin, max(1, given.repeat))
+    names = Lexicon(list(read_rows(given.names))) if given.names else None
+    runner.run([inputs("play some music", names)])  # the first call sets things up that later ones find
+    refused, times = answer(runner, given.command or sys.stdin, max(1, given.repeat), names)
     if len(times) > 1:
         print(f"{len(times)} answers: median {statistics.median(times):.0f} ms, slowest {max(times):.0f} ms")
     return int(refused > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from cairn.data.examples import adapter_pairs, direct_pairs, read_examples
 from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ConfigError, DataError
 from cairn.evaluation.tasks.registry import Task, task_by_name, task_options
-from cairn.evaluation.tasks.snips import TASK, SnipsOptions, frame_f1, snips_stages
+from cairn.evaluation.tasks.snips import TASK, SnipsOptions, frame_f1, snips_stages, swapped
 from cairn.evaluation.tasks.snips_frames import (
     INTENTS,
     SLOTS,
@@ -24,6 +25,7 @@ from cairn.evaluation.tasks.snips_frames import (
     read_tags,
     tags_text,
 )
+from cairn.evaluation.tasks.snips_known import Lexicon
 from cairn.stacks.runner import Runner
 from cairn.verbs.comparison.recipe import ExperimentRecipe, load_recipe
 
@@ -69,6 +71,31 @@ def test_tags_and_frame_of_a_command() -> None:
         "slots": {"entity_name": "Blue Lantern", "playlist_owner": "Mira's", "playlist": "rainy day"},
     }
     assert frame({"command": ADD["text"], **stages}) == stages["frame"]
+
+
+def test_the_list_knows_what_other_commands_taught() -> None:
+    wet = command("is it wet in Bo Town in IN today", "GetWeather", city="Bo Town", timeRange="today")
+    wet["slots"].append({"name": "state", "start": 24, "end": 26, "value": "IN"})
+    dry = command("is it dry in bo town today", "GetWeather", city="bo town")
+    rows = [wet, dry, command("play IN", "PlayMusic"), command("put it in there", "AddToPlaylist")]
+    known = Lexicon(rows)
+    assert known.known("Bo Town today") == "1 2 city, 3 time"
+    assert known.known("BO town in Bo") == "1 2 city", "`in` fills a slot in 1 of 5 uses"
+    assert known.known(wet["text"], own=wet) == "5 6 city", "today is known from this command alone"
+    assert known.known(dry["text"], own=dry) == "5 6 city, 7 time" and known.known("sing") == "none"
+    assert Lexicon([wet]).known(wet["text"], own=wet) == "none"
+
+
+def test_copies_have_other_values_in_the_same_slots(folder: Path) -> None:
+    values = {"entity_name": ["Up"], "playlist_owner": ["his own"], "playlist": ["a b c"]}
+    made = swapped(ADD, values, Random(0))
+    assert [slot["value"] for slot in made["slots"]] != [slot["value"] for slot in ADD["slots"]]
+    assert all(made["text"][slot["start"] : slot["end"]] == slot["value"] for slot in made["slots"])
+    assert made["text"].startswith("Put ") and made["text"].endswith(" list") and made["intent"] == ADD["intent"]
+    data = TASK.load(folder, SnipsOptions(copies=3, known=True))
+    rows = [row for row in data.train if row["id"].startswith("train-1")]
+    assert data.facts["counts"]["of_them_copies"] == len(data.train) - 1 and len(rows) == 4
+    assert len({row["group"] for row in rows}) == 1 and all(row["inputs"]["known"] == "none" for row in rows)
 
 
 def test_every_slot_and_intent_has_one_short_word() -> None:
@@ -118,7 +145,7 @@ def test_a_frame_is_read_as_it_was_written() -> None:
 def test_load_leaves_out_what_is_in_the_test(folder: Path) -> None:
     data = TASK.load(folder, SnipsOptions())
     assert [row["inputs"]["command"] for row in data.train] == [ADD["text"]]
-    assert data.facts["counts"] == {"train": 1, "test": 2}
+    assert data.facts["counts"] == {"train": 1, "of_them_copies": 0, "test": 2}
     assert data.facts["left_out"]["training commands that are test commands too"] == 2
     assert [question.task for question in data.test] == ["SearchCreativeWork", "RateBook"]
     assert data.test[1].stages["tags"] == "1 no 2 this 3 part 4 count 5 no 6 best"
@@ -198,7 +225,7 @@ def test_the_examples_fit_the_recipe(folder: Path, recipe: ExperimentRecipe, tmp
     file.write_text("".join(json.dumps(row) + "\n" for row in data.train))
     examples = read_examples(file, recipe.stack)
     assert [tuple(pair) for pair in adapter_pairs(recipe.stack, "tags", examples)] == [
-        (f"add: {snips_stages(ADD)['numbered']}\n=", " " + snips_stages(ADD)["tags"])
+        (f"add: {snips_stages(ADD)['numbered']}\nKnown: none\n=", " " + snips_stages(ADD)["tags"])
     ]
     assert direct_pairs(recipe.stack, examples)[0].completion == " " + snips_stages(ADD)["frame"]
 
@@ -207,7 +234,7 @@ def test_the_stack_answers_with_a_frame(recipe: ExperimentRecipe) -> None:
     said = {"Wanted:": " rate", "=": " 1 no 2 this 3 part 4 count 5 no 6 best"}
     engine = FakeEngine(lambda request: said[request.prompt.split("\n")[-1]], adapters=["intent", "tags"])
     engine.capabilities = replace(engine.capabilities, constraints=True)
-    trace = Runner(recipe.stack, engine).run([{"command": RATE["text"]}])[0]
+    trace = Runner(recipe.stack, engine).run([{"command": RATE["text"], "known": "none"}])[0]
     assert trace.answer == snips_stages(RATE)["frame"]
     assert not trace.violations
     assert [record.name for record in trace.stages if record.adapter is None] == ["numbered", "frame"]

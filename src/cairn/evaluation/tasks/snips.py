@@ -4,7 +4,7 @@
      "slots": [{"name": "entity_name", "start": 4, "end": 18, "value": "Don and Sherri"}, ...]}
               │ load
               ▼
-    inputs   command
+    inputs   command, and what a list of names knows of it, if asked for
     stages   intent, numbered, tags, frame (see `snips_frames`)
     answer   the frame as JSON
 
@@ -29,6 +29,7 @@ from cairn.errors import DataError
 from cairn.evaluation.systems import Question
 from cairn.evaluation.tasks.registry import TaskData
 from cairn.evaluation.tasks.snips_frames import INTENTS, SLOTS, frame, frame_text, read_frame, tags_text
+from cairn.evaluation.tasks.snips_known import Lexicon
 from cairn.evaluation.tasks.split_files import file_hashes, find_split, read_split
 from cairn.stacks.rules import run_rule
 
@@ -48,6 +49,8 @@ class SnipsOptions(StrictModel):
         train_questions: at most so many commands to train from, drawn with `seed`; None takes all.
         copies: so many more of each training command, with values of the same slots from other training commands in
             the place of its own (`swapped`); every system trains on them.
+        known: give every system a second input, `known`: the values of slots in (other) training commands that the
+            command holds (`snips_known`).
         test_split: the file to test with; "valid" while a stack is being designed.
         seed: of the draw.
     """
@@ -55,6 +58,7 @@ class SnipsOptions(StrictModel):
     stages: list[Literal["intent", "numbered", "tags", "frame"]] = Field(default=list(STAGES), min_length=1)
     train_questions: int | None = Field(default=None, ge=1)
     copies: int = Field(default=0, ge=0, le=20)
+    known: bool = False
     test_split: Literal["test", "valid"] = "test"
     seed: int = 0
 
@@ -76,19 +80,23 @@ class Snips:
         """
         paths = [find_split(folder, f"snips_{split}.jsonl") for split in ("train", options.test_split)]
         rows, asked = (read_split(path, _FIELDS) for path in paths)
-        test = [_question(row, f"{options.test_split}-{number}", options) for number, row in enumerate(asked, 1)]
         known = {row["text"].casefold() for row in asked}
         usable, shared, beside = [], 0, 0
         for number, row in enumerate(rows, 1):
+            sayable = _tags_can_say(row)
             if row["text"].casefold() in known:
                 shared += 1
-            elif not _tags_can_say(row):
+            elif not sayable:
                 beside += 1
             else:
                 usable.append((number, row))
         if options.train_questions is not None and options.train_questions < len(usable):
             drawn = random.Random(options.seed).sample(range(len(usable)), options.train_questions)
             usable = [usable[place] for place in sorted(drawn)]
+        lexicon = Lexicon([row for _, row in usable]) if options.known else None
+        test = [
+            _question(row, f"{options.test_split}-{number}", options, lexicon) for number, row in enumerate(asked, 1)
+        ]
         train = []
         values = _values([row for _, row in usable])
         draw = random.Random(f"copies-{options.seed}")
@@ -97,7 +105,7 @@ class Snips:
             copies = [one for one in copies if one["text"].casefold() not in known and _tags_can_say(one)]
             for place, one in enumerate([row, *copies]):
                 name = f"train-{number}" + (f"-{place}" if place else "")
-                train.append({**_row(one, name, options), "group": row["text"].casefold()})
+                train.append({**_row(one, name, options, lexicon, own=row), "group": row["text"].casefold()})
         facts = {
             "files": file_hashes(paths),
             "licence": "CC0 1.0",
@@ -209,17 +217,24 @@ def _tags_can_say(row: Mapping[str, Any]) -> bool:
     return frame({"command": row["text"], **gold}) == gold["frame"]
 
 
-def _row(row: Mapping[str, Any], name: str, options: SnipsOptions) -> dict[str, Any]:
+def _row(
+    row: Mapping[str, Any],
+    name: str,
+    options: SnipsOptions,
+    lexicon: Lexicon | None,
+    own: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     everything = snips_stages(row)
+    known = {} if lexicon is None else {"known": lexicon.known(row["text"], own)}
     return {
         "id": name,
-        "inputs": {"command": row["text"]},
+        "inputs": {"command": row["text"], **known},
         "stages": {stage: everything[stage] for stage in options.stages},
         "answer": everything["frame"],
         "task": row["intent"],
     }
 
 
-def _question(row: Mapping[str, Any], name: str, options: SnipsOptions) -> Question:
-    made = _row(row, name, options)
+def _question(row: Mapping[str, Any], name: str, options: SnipsOptions, lexicon: Lexicon | None) -> Question:
+    made = _row(row, name, options, lexicon)
     return Question(name, row["text"].casefold(), row["intent"], made["inputs"], made["answer"], (), made["stages"])

@@ -31,6 +31,7 @@ __all__ = [
     "frame_text",
     "read_frame",
     "read_tags",
+    "short_slot",
     "tags_text",
 ]
 
@@ -90,6 +91,11 @@ SLOTS: dict[str, str] = {
 _SHORT = {name: word for word, name in SLOTS.items()}
 _OUTSIDE = "no"
 _TAG = re.compile(r"(\d+) (\S+)")
+
+
+def short_slot(name: str) -> str:
+    """Returns the short word of a slot."""
+    return _SHORT[name]
 
 
 def frame_text(intent: str, slots: Sequence[Slot]) -> str:

@@ -1,0 +1,85 @@
+"""What a list of names knows about a command: words that filled a slot in other commands.
+
+    training commands ── Lexicon ──┬─ a command ──────────> "3 4 cook, 8 state"    numbers of words, and their slot
+                                   └─ one of the training ─> the same without what only this command taught
+
+A model of a few million parameters has no room for the countries and states of the world, and need not: a list has. It
+is an input like the command itself, the same for every system. A training command must not see its own values as known,
+or the model would learn that every name is on the list.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cairn.evaluation.tasks.snips_frames import short_slot
+
+__all__ = ["Lexicon"]
+
+_MOST_WORDS = 8
+_LEAST_SHARE = 0.3  # of the commands' uses of some words that fill the slot: "in" is Indiana now and then
+_NOTHING = "none"
+
+Words = tuple[str, ...]
+
+
+class Lexicon:
+    """Words that fill slots, in any capitals, and how often they do.
+
+    Args:
+        rows: commands: text, and slots with name, start, end.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._slots: dict[Words, Counter[str]] = defaultdict(Counter)
+        for row in rows:
+            for words, name in _values(row):
+                self._slots[words][name] += 1
+        self._uses = Counter(words for row in rows for _, words in _parts(row["text"]) if words in self._slots)
+
+    def known(self, text: str, own: Mapping[str, Any] | None = None) -> str:
+        """Returns what the list knows of a command: from left to right, the longest first, no word twice.
+
+        Args:
+            text: the command.
+            own: the training command that it is, or was made from; what that one taught does not count.
+
+        Returns:
+            "3 4 cook, 8 state": numbers of words and the short word of the slot; "none" if nothing is known.
+        """
+        slots: Counter[tuple[Words, str]] = Counter()
+        uses: Counter[Words] = Counter()
+        if own is not None:
+            slots.update(_values(own))
+            uses.update(words for _, words in _parts(own["text"]))
+        found, free = [], 0
+        for start, words in _parts(text):
+            if start < free or words not in self._slots:
+                continue
+            left = {name: count - slots[words, name] for name, count in self._slots[words].items()}
+            best = max(left, key=lambda name: left[name])
+            if left[best] > 0 and left[best] >= _LEAST_SHARE * (self._uses[words] - uses[words]):
+                free = start + len(words)
+                numbers = " ".join(str(number + 1) for number in range(start, free))
+                found.append(f"{numbers} {short_slot(best)}")
+        return ", ".join(found) or _NOTHING
+
+
+def _parts(text: str) -> Iterator[tuple[int, Words]]:
+    """Yields every run of words with the number of its first one, counted from 0, the longest first at each place."""
+    words = text.casefold().split()
+    for start in range(len(words)):
+        for end in range(min(len(words), start + _MOST_WORDS), start, -1):
+            yield start, tuple(words[start:end])
+
+
+def _values(row: Mapping[str, Any]) -> list[tuple[Words, str]]:
+    """Returns (words, slot) of each slot that fills whole words."""
+    text = f" {row['text']} "
+    return [
+        (tuple(text[slot["start"] + 1 : slot["end"] + 1].casefold().split()), slot["name"])
+        for slot in row["slots"]
+        if text[slot["start"]].isspace() and text[slot["end"] + 1].isspace()
+    ]
