@@ -283,6 +283,27 @@ def test_what_is_not_possible_is_left_out_and_said_or_refused_if_asked_for(
         compare_folders(folders[:1], tmp_path / "bare.jsonl", tmp_path / "out2", asked, engine=scripted)
 
 
+def test_a_question_without_gold_hand_offs_is_answered_by_the_stack_alone(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_verb, "base_parameters", lambda seed: 1)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    some = [{**row, "stages": {}} if number % 2 else row for number, row in enumerate(rows)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    asked = CompareSettings(resamples=200, systems=["single_direct", "stack", "stack_gold"])
+    result = compare_folders(folders[:1], tmp_path / "some.jsonl", tmp_path / "out", asked, engine=scripted)
+    assert result["gold_questions"] == len(rows[::2]) and "stack_gold" not in result["systems_left_out"]
+    folder = tmp_path / "out" / f"seed-{result['seeds'][0]}" / "answers"
+
+    def answers(name: str) -> dict:
+        lines = (folder / f"{name}.test.jsonl").read_text().splitlines()[1:]
+        return {row["id"]: row for row in (json.loads(line)["outcome"] for line in lines)}
+
+    own, gold = answers("stack"), answers("stack_gold")
+    assert all(own[row["id"]]["calls"] == gold[row["id"]]["calls"] for row in rows[1::2])
+    assert all(own[row["id"]]["calls"] > gold[row["id"]]["calls"] for row in rows[::2])
+
+
 def test_folders_of_other_stacks_or_with_equal_seeds_are_refused(folders: list[Path], tmp_path: Path) -> None:
     settings = CompareSettings(resamples=200)
     with pytest.raises(ConfigError, match=r"seeds \[3, 3\] are not distinct"):

@@ -88,9 +88,9 @@ def method(result: Mapping[str, Any]) -> str:
     )
     drawn = f"{paired['groups']:,} stories" + (f" and {len(seeds)} training seeds" if len(seeds) > 1 else "")
     test = (
-        f"exact McNemar, which takes questions as independent: {paired['mcnemar_p']:.2g}"
+        f"exact McNemar, which takes questions as independent: {_p(paired['mcnemar_p'])}"
         if "mcnemar_p" in paired
-        else f"permutation of whole stories: {paired['permutation_p']:.2g}"
+        else f"permutation of whole stories: {_p(paired['permutation_p'])}"
     )
     about = "" if len(seeds) > 1 else "They speak about new stories, not about other training seeds. "
     return (
@@ -98,6 +98,11 @@ def method(result: Mapping[str, Any]) -> str:
         f"over {drawn}, {paired['resamples']:,} resamples, p = {paired['p_value']:.2g} ({test}). {about}"
         f"FLOPs count every call, retries included; seconds are for answering all questions."
     )
+
+
+def _p(value: float) -> str:
+    """An exact p-value may be smaller than any float."""
+    return f"{value:.2g}" if value else "below 1e-300"
 
 
 def system_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:

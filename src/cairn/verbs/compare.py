@@ -307,7 +307,8 @@ def _answer(
     stages = stored_stages(comparison.answers_file("stack", seeds[0].seed))
     rows = {question.id: inputs.task.groups(question) for question in inputs.test}
     shown = write_traces(out / "traces.jsonl", inputs.test, first, stages, most=settings.shown_traces, rows=rows)
-    extra = {**facts, "peak_memory_mib": round(peak_memory_mib()), "versions": versions(settings.seed)}
+    peak = round(max(spent.memory_mib, peak_memory_mib()))
+    extra = {**facts, "peak_memory_mib": peak, "versions": versions(settings.seed)}
     result = comparison_result(comparison, base_params=base_parameters(seeds[0]), extra=extra)
     say("5 blame     gold in the place of each hand-off")
     calls = [stored_stages(comparison.answers_file("stack", seed.seed)) for seed in seeds]

@@ -154,7 +154,7 @@ class Comparison:
             reasons["ensemble"] = "an ensemble needs the adapters of two seeds or more"
         if not handed_on(self.spec):
             reasons.update(dict.fromkeys(HANDOFFS, "no stage hands anything to the last model"))
-        elif any(not question.stages for question in self.inputs.test):
+        elif not any(question.stages for question in self.inputs.test):
             reasons["stack_gold"] = "the test questions have no gold hand-offs"
         asked_for = [name for name in wanted if name in reasons and self.settings.systems is not None]
         if asked_for:
@@ -173,6 +173,9 @@ class Comparison:
         """
         if "stack_gold" in self.systems:
             self._gold = self._gold_handoffs()
+            known, asked = self.gold_questions, len(self.inputs.test)
+            if known < asked:
+                self._say(f"  stack_gold: {known} of {asked} questions have gold hand-offs, the others as in stack")
         first = [name for name in ("base", *SINGLES, "stack", *HANDOFFS) if name in self.systems]
         later = [name for name in ("vote", "ensemble") if name in self.systems]
         self._answer_all(first)
@@ -184,6 +187,11 @@ class Comparison:
         self._answer_all(later)
         if self.inputs.valid:
             self.best = best_of(self.validation_score(), self.candidates)
+
+    @property
+    def gold_questions(self) -> int:
+        """How many test questions `stack_gold` answers from gold hand-offs; the others as `stack` does."""
+        return sum(bool(question.stages) for question in self.inputs.test) if "stack_gold" in self.systems else 0
 
     @property
     def candidates(self) -> list[str]:
@@ -257,8 +265,12 @@ class Comparison:
         return shuffled_handoffs(self.spec, self.inputs.test, made, self.settings.seed)
 
     def _gold_handoffs(self) -> Given:
+        """Returns the gold hand-offs of each question; none where there are none: the stack answers that one alone."""
         given: Given = {}
         for question in self.inputs.test:
+            if not question.stages:
+                given[question.id] = {}
+                continue
             example = StackExample(question.id, question.inputs, question.stages, question.answer)
             try:
                 fields = gold_fields(self.spec, example)
@@ -311,7 +323,7 @@ class Comparison:
         """
         trained = read_examples(self.inputs.examples, self.spec)
         asked = [StackExample(one.id, one.inputs, one.stages, one.answer) for one in self.inputs.test]
-        known = [one for one in asked if "stack_gold" in self.systems]  # else their gold hand-offs are not checked
+        known = [one for one in asked if one.stages and "stack_gold" in self.systems]  # else they are not checked
         others = [
             replace(example, answer=text)
             for example, one in zip(asked, self.inputs.test, strict=True)

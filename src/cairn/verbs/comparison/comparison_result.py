@@ -38,6 +38,7 @@ def comparison_result(comparison: Comparison, *, base_params: int, extra: Mappin
             "vote": comparison.vote,
             "ensemble": comparison.ensemble,
             "systems_left_out": comparison.left_out,
+            "gold_questions": comparison.gold_questions,
             "stages": [
                 {"name": stage.name, "kind": stage.kind, "by": stage.by, "adapter": stage.adapter_name}
                 for stage in comparison.spec.stages
