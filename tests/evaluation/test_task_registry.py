@@ -23,11 +23,11 @@ def test_every_registered_task_is_one() -> None:
 
 
 def test_an_unknown_name_is_an_error_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"no such task \(did you mean snips\?\), allowed: babi, .*:object"):
+    with pytest.raises(ConfigError, match=r"no such task: '\w+' \(did you mean snips\?\), allowed: babi, .*:object"):
         task_by_name("snip")
-    with pytest.raises(ConfigError, match=r"'os:nothing': os:nothing cannot be imported"):
+    with pytest.raises(ConfigError, match=r"task 'os:nothing' cannot be imported"):
         task_by_name("os:nothing")
-    with pytest.raises(ConfigError, match=r"'os:path': os:path is no task, it lacks name, Options, load"):
+    with pytest.raises(ConfigError, match=r"'os:path' is no task, it lacks name, Options, load"):
         task_by_name("os:path")
 
 

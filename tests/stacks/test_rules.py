@@ -161,9 +161,9 @@ def test_a_rule_of_an_installed_package(user: str, monkeypatch: pytest.MonkeyPat
     points = [metadata.EntryPoint(name, f"{user}:shout", "cairn.rules") for name in ("shout", "copy")]
     monkeypatch.setattr(metadata, "entry_points", lambda group: points if group == "cairn.rules" else [])
     assert run(stack({"name": "loud", "rule": "shout"}), text="hello").answer == "HELLO"
-    with pytest.raises(ConfigError, match="rule 'copy' has 2 owners: Cairn, own_rules:shout; give module:function"):
+    with pytest.raises(ConfigError, match="rule 'copy' has 2 owners: Cairn, own_rules:shout; give package"):
         stack({"name": "a", "rule": "copy"})
-    with pytest.raises(ConfigError, match=r"no rule 'shuot' \(did you mean shout\?\), allowed: calculate"):
+    with pytest.raises(ConfigError, match=r"no such rule: 'shuot' \(did you mean shout\?\), allowed: calculate"):
         stack({"name": "a", "rule": "shuot"})
 
 
@@ -175,7 +175,7 @@ def test_a_rule_of_an_installed_package(user: str, monkeypatch: pytest.MonkeyPat
         ({"rule": "broken_rules:shout"}, "rule 'broken_rules:shout' cannot be imported (SystemExit: closed)"),
         ({"rule": "own_rules:NUMBER"}, "rule 'own_rules:NUMBER' is a int, allowed: a function"),
         ({"rule": "own_rules:two"}, "cannot be called with one argument, the fields (missing a required argument"),
-        ({"rule": "calcualte"}, "no rule 'calcualte' (did you mean calculate?), allowed: calculate, copy"),
+        ({"rule": "calcualte"}, "no such rule: 'calcualte' (did you mean calculate?), allowed: calculate, copy"),
         ({"rule": "calculate"}, "rule 'calculate' needs 'expression': give `arguments: {expression: ...}`, or a field"),
         ({"rule": "copy", "prompt": "{text}"}, "has a prompt and a rule, allowed: one of both"),
         ({}, "stage a: needs a prompt, for a model, or a rule"),

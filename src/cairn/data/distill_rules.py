@@ -9,13 +9,13 @@ four kinds of `cairn init`; a function of your own is named "package.module:func
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 from cairn.data.distill_checks import LANGUAGES
-from cairn.errors import ConfigError, InputError, did_you_mean
+from cairn.errors import ConfigError, InputError
+from cairn.plugins import load_named
 from cairn.prompts import split_items
 
 __all__ = [
@@ -84,26 +84,14 @@ RULE_TEACHERS: dict[str, RuleTeacher] = {"classify": classify, "extract": extrac
 
 
 def find_rule_teacher(name: str) -> RuleTeacher:
-    """Returns a rule teacher by its name, or by "package.module:function".
+    """Returns a rule teacher: ours, of an entry point in the group `cairn.rule_teachers`, or "package.module:function".
 
     Raises:
         ConfigError: there is none, or it cannot be imported or called.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        if name not in RULE_TEACHERS:
-            allowed = f"{', '.join(RULE_TEACHERS)}, or package.module:function"
-            hint = did_you_mean(name, RULE_TEACHERS)
-            raise ConfigError("distill.teacher.function", [f"no rule teacher {name!r}{hint}, allowed: {allowed}"])
-        return RULE_TEACHERS[name]
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does while it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            "distill.teacher.function", [f"{name!r} cannot be imported ({reason})"],
-            next="install its package, or put its folder on PYTHONPATH",
-        ) from error  # fmt: skip
+    found = load_named(
+        name, RULE_TEACHERS, "cairn.rule_teachers", key="distill.teacher.function", what="rule teacher", kind="function"
+    )
     if not callable(found):
         raise ConfigError("distill.teacher.function", [f"{name!r} is a {type(found).__name__}, allowed: a function"])
     return found

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 import inspect
 import operator
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from importlib import metadata
 
-from cairn.errors import CairnError, ConfigError, InputError, did_you_mean
+from cairn.errors import CairnError, ConfigError, InputError
+from cairn.plugins import load_named
 
 __all__ = ["RULES", "Rule", "calculate", "copy", "find_rule", "look_up", "mentions", "needs", "number", "run_rule"]
 
@@ -162,42 +161,17 @@ def find_rule(name: str) -> Rule:
         ConfigError: there is no such rule, two have the name, it cannot be imported, or it is no function of one
             argument.
     """
-    if ":" in name:
-        rule = _load(name, f"rule {name!r}")
-    else:
-        installed = [point for point in metadata.entry_points(group=_GROUP) if point.name == name]
-        owners = [*(["Cairn"] if name in RULES else []), *sorted({point.value for point in installed})]
-        if len(owners) > 1:
-            raise _fault(name, f"rule {name!r} has {len(owners)} owners: {', '.join(owners)}; give module:function")
-        if not owners:
-            known = sorted({*RULES, *(point.name for point in metadata.entry_points(group=_GROUP))})
-            allowed = f"{', '.join(known)}, or package.module:function"
-            raise _fault(name, f"no rule {name!r}{did_you_mean(name, known)}, allowed: {allowed}")
-        rule = RULES[name] if name in RULES else _load(owners[0], f"rule {name!r} ({owners[0]})")
-    return rule
-
-
-def _load(place: str, what: str) -> Rule:
-    module, _, path = place.partition(":")
-    try:
-        rule = functools.reduce(getattr, path.strip().split("."), importlib.import_module(module.strip()))
-    except (Exception, SystemExit) as error:  # whatever the module does while it is imported
-        reason = f"{type(error).__name__}: {error}"
-        advice = "install its package, or put its folder on PYTHONPATH"
-        raise _fault(place, f"{what} cannot be imported ({reason}); {advice}") from error
+    rule = load_named(name, RULES, _GROUP, key=name, what="rule", kind="function")
     if not callable(rule):
-        raise _fault(place, f"{what} is a {type(rule).__name__}, allowed: a function")
+        raise ConfigError(name, [f"rule {name!r} is a {type(rule).__name__}, allowed: a function"])
     try:
         inspect.signature(rule).bind({})
     except TypeError as error:
-        raise _fault(place, f"{what} cannot be called with one argument, the fields ({error})") from None
+        fault = f"rule {name!r} cannot be called with one argument, the fields ({error})"
+        raise ConfigError(name, [fault]) from None
     except ValueError:  # a function of C that has no signature
         pass
     return rule
-
-
-def _fault(source: str, fault: str) -> ConfigError:
-    return ConfigError(source, [fault])
 
 
 def run_rule(name: str, fields: Mapping[str, str]) -> str:

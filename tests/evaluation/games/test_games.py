@@ -151,7 +151,7 @@ def test_a_game_of_ones_own_by_place_or_entry_point_and_what_is_no_game(monkeypa
     )
     assert open_game("short_game").name == "short" and game_names() == sorted([*GAMES, "short_game"])
     for name, options, message in [
-        ("nimm", {}, "no such game .did you mean nim."), ("my_games:Long", {}, "cannot be imported"),
+        ("nimm", {}, "no such game: .nimm. .did you mean nim."), ("my_games:Long", {}, "cannot be imported"),
         ("my_games:Nothing", {}, "is no game, it lacks template, openings"),
         ("my_games:Nothing", {"a": 1}, "no options"), ("nim", {"piles": 3}, "unknown key .did you mean pile"),
         ("nim", {"pile": 3, "smallest": 4}, "smallest <= pile"),

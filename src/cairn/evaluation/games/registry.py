@@ -42,7 +42,7 @@ def open_game(name: str, options: Mapping[str, Any] | None = None) -> Game:
     Raises:
         ConfigError: there is no such game, its module cannot be imported, the object is no game, or an option is wrong.
     """
-    found, place = load_named(name, GAMES, ENTRY_POINTS, key="game", what="game")
+    found = load_named(name, GAMES, ENTRY_POINTS, key="game", what="game")
     model = getattr(found, "options_model", None)
     if options and (model is None or not inspect.isclass(found)):
         raise ConfigError("options", [f"the game {name} takes no options, given: {', '.join(options)}"])
@@ -50,5 +50,5 @@ def open_game(name: str, options: Mapping[str, Any] | None = None) -> Game:
         found = found(parse_config(model, dict(options or {}), "options")) if model is not None else found()
     missing = [member for member in MEMBERS if not hasattr(found, member)]
     if missing:
-        raise ConfigError("game", [f"{name!r}: {place} is no game, it lacks {', '.join(missing)}"])
+        raise ConfigError("game", [f"{name!r} is no game, it lacks {', '.join(missing)}"])
     return found

@@ -106,11 +106,11 @@ def task_by_name(name: str) -> Task:
     Raises:
         ConfigError: there is no such task, its module cannot be imported, or the object is no task.
     """
-    found, place = load_named(name, TASKS, ENTRY_POINTS, key="task.name", what="task")
+    found = load_named(name, TASKS, ENTRY_POINTS, key="task.name", what="task")
     task = found() if inspect.isclass(found) else found
     missing = [member for member in _MEMBERS if not hasattr(task, member)]
     if missing:
-        raise ConfigError("task.name", [f"{name!r}: {place} is no task, it lacks {', '.join(missing)}"])
+        raise ConfigError("task.name", [f"{name!r} is no task, it lacks {', '.join(missing)}"])
     return task
 
 
