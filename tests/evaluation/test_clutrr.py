@@ -312,9 +312,7 @@ def test_flagged_stories_are_counted_and_scored_apart(tmp_path: Path) -> None:
     answers = ["none" if "looped" in question.id else question.answer.title() for question in data.test]
     scores = [task.score(answer, question) for answer, question in zip(answers, data.test, strict=True)]
     assert sum(scores) == 5
-    assert task.measures(answers, data.test) == {
-        "not_unsound": 0.8, "not_unsound_questions": 5, "not_flagged": 1.0, "not_flagged_questions": 4,
-    }  # fmt: skip
+    assert task.measures(answers, data.test) == {"not_unsound": 0.8, "not_flagged": 1.0}
 
 
 def test_draws_and_guide(tmp_path: Path) -> None:

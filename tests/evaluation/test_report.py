@@ -23,7 +23,7 @@ from cairn.evaluation.plots import (
     si,
 )
 from cairn.evaluation.report import print_table, report_html, report_item, verdict, write_report
-from cairn.evaluation.report_tables import blame_rows, cost_rows, paired_rows, with_interval
+from cairn.evaluation.report_tables import blame_rows, cost_rows, method, paired_rows, with_interval
 from cairn.evaluation.systems import Outcome
 from tests.evaluation import made_up
 
@@ -52,6 +52,12 @@ def result() -> dict[str, Any]:
     trained = {"stack": 526000, "single_direct": 526000, "single_chain": 526000}
     extra = {"training_tokens": {"stack": 1_200_000}, "energy": "not measured", "note": EVIL}
     return compare(SYSTEMS, base_params=7_400_000, trained_params=trained, seconds_total=800.0, extra=extra)
+
+
+def test_a_p_value_below_any_float_is_not_shown_as_zero(result: dict[str, Any]) -> None:
+    result["paired_all"]["base"]["mcnemar_p"] = result["paired"]["mcnemar_p"] = 0.0
+    assert {row["name"]: row["test"] for row in paired_rows(result)}["base"] == "below 1e-300"
+    assert "as independent: below 1e-300" in method(result)
 
 
 def items(inputs_text: str = "Mary went home.\nJohn sat.") -> list[dict[str, Any]]:

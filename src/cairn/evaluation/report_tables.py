@@ -147,7 +147,7 @@ def paired_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "best": name == result["best_single"],
                 "difference": with_interval(paired),
                 "p": f"{paired['p_value']:.2g}",
-                "test": "" if test is None else f"{paired[test]:.2g}{'' if one_test else f' ({_TESTS[test]})'}",
+                "test": "" if test is None else f"{_p(paired[test])}{'' if one_test else f' ({_TESTS[test]})'}",
                 "effect": "" if effect is None else f"{effect[-1]} = {paired[effect]:+.2f}",
                 "n": f"{paired['n']:,}",
                 "seeds": ", ".join(map(str, paired.get("seeds", []))),

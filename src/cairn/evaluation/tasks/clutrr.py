@@ -184,7 +184,7 @@ class Clutrr:
         return float(normalise_answer(answer) == normalise_answer(question.answer))
 
     def measures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-        """Returns the scores of the questions that are not flagged, and how many these are, for both flags."""
+        """Returns the scores of the questions that are not flagged, for both flags; the data facts count them."""
         found: dict[str, float] = {}
         for name, flags in (("not_unsound", ("unsound",)), ("not_flagged", ("unsound", "revisits"))):
             kept = [
@@ -194,7 +194,6 @@ class Clutrr:
             ]
             if kept:
                 found[name] = sum(kept) / len(kept)
-                found[f"{name}_questions"] = float(len(kept))
         return found
 
     def groups(self, question: Question) -> str:
