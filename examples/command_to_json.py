@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="*", help="a command; without any, lines of standard input")
     parser.add_argument("--names", type=Path, help="JSON lines with text and slots, as SNIPS has them")
     parser.add_argument("--repeat", type=int, default=1, help="ask every command so often")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # options may stand before the commands
     spec = open_stack(given.stack)
     runner = Runner(spec, open_engine(spec, device="cpu"))
     names = Lexicon(list(read_rows(given.names))) if given.names else None

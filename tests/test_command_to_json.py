@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cairn.engines.fake_engine import FakeEngine
+from cairn.errors import CairnError
 from cairn.evaluation.tasks.snips_frames import SLOTS
 from cairn.stacks.runner import Runner
 from cairn.verbs.comparison.recipe import load_recipe
-from examples.command_to_json import SLOTS_OF, answer
+from examples.command_to_json import SLOTS_OF, answer, main
 
 COMMAND = "put the quiet hour on my evening list"
 TAGS = "1 no 2 song 3 song 4 song 5 no 6 owner 7 list 8 no"
@@ -53,6 +55,11 @@ def test_a_call_is_refused(
     refused, _ = answer(runner(intent, tags), [COMMAND])
     printed = capsys.readouterr().out
     assert refused == 1 and "refused: " in printed and reason in printed
+
+
+def test_options_may_stand_before_the_commands(tmp_path: Path) -> None:
+    with pytest.raises(CairnError, match="stack"):  # not argparse's own "unrecognized arguments"
+        main([str(tmp_path / "stack"), "--repeat", "2", COMMAND])
 
 
 def test_every_slot_belongs_to_an_intent() -> None:
