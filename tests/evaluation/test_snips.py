@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,7 @@ from cairn.data.examples import adapter_pairs, direct_pairs, read_examples
 from cairn.engines.fake_engine import FakeEngine
 from cairn.errors import ConfigError, DataError
 from cairn.evaluation.tasks.registry import Task, task_by_name, task_options
-from cairn.evaluation.tasks.snips import TASK, SnipsOptions, frame_f1, snips_stages, swapped
+from cairn.evaluation.tasks.snips import TASK, SnipsOptions, frame_f1, snips_stages
 from cairn.evaluation.tasks.snips_frames import (
     INTENTS,
     SLOTS,
@@ -86,16 +85,15 @@ def test_the_list_knows_what_other_commands_taught() -> None:
     assert Lexicon([wet]).known(wet["text"], own=wet) == "none"
 
 
-def test_copies_have_other_values_in_the_same_slots(folder: Path) -> None:
-    values = {"entity_name": ["Up"], "playlist_owner": ["his own"], "playlist": ["a b c"]}
-    made = swapped(ADD, values, Random(0))
-    assert [slot["value"] for slot in made["slots"]] != [slot["value"] for slot in ADD["slots"]]
-    assert all(made["text"][slot["start"] : slot["end"]] == slot["value"] for slot in made["slots"])
-    assert made["text"].startswith("Put ") and made["text"].endswith(" list") and made["intent"] == ADD["intent"]
-    data = TASK.load(folder, SnipsOptions(copies=3, known=True))
-    rows = [row for row in data.train if row["id"].startswith("train-1")]
-    assert data.facts["counts"]["of_them_copies"] == len(data.train) - 1 and len(rows) == 4
-    assert len({row["group"] for row in rows}) == 1 and all(row["inputs"]["known"] == "none" for row in rows)
+def test_no_training_command_finds_its_own_values_on_the_list(folder: Path) -> None:
+    (row,) = TASK.load(folder, SnipsOptions(known=True)).train
+    assert row["inputs"] == {"command": ADD["text"], "known": "none"}
+    again = {**ADD, "text": ADD["text"].replace("Put", "put")}
+    with (folder / "snips_train.jsonl").open("a") as file:
+        file.write(json.dumps({**again, "text": again["text"] + " now"}) + "\n")
+    assert [row["inputs"]["known"] for row in TASK.load(folder, SnipsOptions(known=True)).train] == [
+        "2 3 song, 5 owner, 6 7 list"
+    ] * 2
 
 
 def test_every_slot_and_intent_has_one_short_word() -> None:
@@ -145,7 +143,7 @@ def test_a_frame_is_read_as_it_was_written() -> None:
 def test_load_leaves_out_what_is_in_the_test(folder: Path) -> None:
     data = TASK.load(folder, SnipsOptions())
     assert [row["inputs"]["command"] for row in data.train] == [ADD["text"]]
-    assert data.facts["counts"] == {"train": 1, "of_them_copies": 0, "test": 2}
+    assert data.facts["counts"] == {"train": 1, "test": 2}
     assert data.facts["left_out"]["training commands that are test commands too"] == 2
     assert [question.task for question in data.test] == ["SearchCreativeWork", "RateBook"]
     assert data.test[1].stages["tags"] == "1 no 2 this 3 part 4 count 5 no 6 best"

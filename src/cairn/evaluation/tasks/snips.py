@@ -33,7 +33,7 @@ from cairn.evaluation.tasks.snips_known import Lexicon
 from cairn.evaluation.tasks.split_files import file_hashes, find_split, read_split
 from cairn.stacks.rules import run_rule
 
-__all__ = ["STAGES", "TASK", "Snips", "SnipsOptions", "frame_f1", "snips_stages", "swapped"]
+__all__ = ["STAGES", "TASK", "Snips", "SnipsOptions", "frame_f1", "snips_stages"]
 
 STAGES = ("intent", "numbered", "tags", "frame")
 
@@ -47,8 +47,6 @@ class SnipsOptions(StrictModel):
     Args:
         stages: the hand-offs whose gold the rows hold: those of the stack.
         train_questions: at most so many commands to train from, drawn with `seed`; None takes all.
-        copies: so many more of each training command, with values of the same slots from other training commands in
-            the place of its own (`swapped`); every system trains on them.
         known: give every system a second input, `known`: the values of slots in (other) training commands that the
             command holds (`snips_known`).
         test_split: the file to test with; "valid" while a stack is being designed.
@@ -57,7 +55,6 @@ class SnipsOptions(StrictModel):
 
     stages: list[Literal["intent", "numbered", "tags", "frame"]] = Field(default=list(STAGES), min_length=1)
     train_questions: int | None = Field(default=None, ge=1)
-    copies: int = Field(default=0, ge=0, le=20)
     known: bool = False
     test_split: Literal["test", "valid"] = "test"
     seed: int = 0
@@ -97,19 +94,14 @@ class Snips:
         test = [
             _question(row, f"{options.test_split}-{number}", options, lexicon) for number, row in enumerate(asked, 1)
         ]
-        train = []
-        values = _values([row for _, row in usable])
-        draw = random.Random(f"copies-{options.seed}")
-        for number, row in usable:
-            copies = [swapped(row, values, draw) for _ in range(options.copies)]
-            copies = [one for one in copies if one["text"].casefold() not in known and _tags_can_say(one)]
-            for place, one in enumerate([row, *copies]):
-                name = f"train-{number}" + (f"-{place}" if place else "")
-                train.append({**_row(one, name, options, lexicon, own=row), "group": row["text"].casefold()})
+        train = [
+            {**_row(row, f"train-{number}", options, lexicon, own=row), "group": row["text"].casefold()}
+            for number, row in usable
+        ]
         facts = {
             "files": file_hashes(paths),
             "licence": "CC0 1.0",
-            "counts": {"train": len(train), "of_them_copies": len(train) - len(usable), "test": len(test)},
+            "counts": {"train": len(train), "test": len(test)},
             "left_out": {
                 "training commands that are test commands too": shared,
                 "training commands with two slots of one name side by side": beside,
@@ -181,34 +173,6 @@ def snips_stages(row: Mapping[str, Any]) -> dict[str, str]:
         "tags": tags_text(row["text"], [(slot["name"], slot["start"], slot["end"]) for slot in slots]),
         "frame": frame_text(row["intent"], [(slot["name"], " ".join(slot["value"].split())) for slot in slots]),
     }
-
-
-def swapped(row: Mapping[str, Any], values: Mapping[str, Sequence[str]], draw: random.Random) -> dict[str, Any]:
-    """Returns a command with other values in most of its slots.
-
-    A tiny model learns the names of the training set by heart, and 3 of 5 test commands hold a value that is not
-    there: what is around a name must tell which slot it is.
-
-    Args:
-        row: text, intent and slots.
-        values: slot name -> its distinct values.
-        draw: two of three slots get another value.
-    """
-    text, at, slots = "", 0, []
-    for slot in sorted(row["slots"], key=lambda slot: slot["start"]):
-        text += row["text"][at : slot["start"]]
-        value = draw.choice(values[slot["name"]]) if draw.random() < 2 / 3 else slot["value"]
-        slots.append({"name": slot["name"], "start": len(text), "end": len(text) + len(value), "value": value})
-        text, at = text + value, slot["end"]
-    return {"text": text + row["text"][at:], "intent": row["intent"], "slots": slots}
-
-
-def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for slot in row["slots"]:
-            found.setdefault(slot["name"], {})[slot["value"]] = None
-    return {name: list(values) for name, values in found.items()}
 
 
 def _tags_can_say(row: Mapping[str, Any]) -> bool:

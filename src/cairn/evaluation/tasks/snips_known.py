@@ -44,7 +44,7 @@ class Lexicon:
 
         Args:
             text: the command.
-            own: the training command that it is, or was made from; what that one taught does not count.
+            own: its row, if it is a training command: what that one taught does not count.
 
         Returns:
             "3 4 cook, 8 state": numbers of words and the short word of the slot; "none" if nothing is known.
