@@ -8,7 +8,7 @@
 
 ROOT is the `data.root` of recipes/base.yaml. The long form trains the reference for as many tokens as the recipe's own
 run read (an hour and more on two cores); it goes on where it was killed. The quick form scores 50 pairs a paradigm, and
-trains both sides for 60 steps, so that its ratios are those of the recipes, not of the shipped model.
+trains both sides for 24 steps, so that its ratios are those of the recipes, not of the shipped model.
 
 The reference: learned positions, LayerNorm, GELU, a tied head and biases, AdamW (0.9, 0.95), learning rate 0.001 that
 falls to a tenth by a cosine, weight decay 0.1, no dropout, clipped at 1. Source: nanoGPT's defaults for small models.
@@ -40,7 +40,7 @@ from cairn.training.pretrain import model_config, prepare, pretrain
 from cairn.training.pretrain_recipe import PretrainRecipe
 
 WANTED = 65.0  # BLiMP macro mean, percent
-QUICK = ["steps=60", "data.total_tokens=700000", "tokenizer.train_bytes=4000000", "loop.compile=false",
+QUICK = ["steps=24", "data.total_tokens=700000", "tokenizer.train_bytes=4000000", "loop.compile=false",
          "loop.eval_every=0", "samples=[]"]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 
