@@ -45,8 +45,9 @@ def test_a_call_is_printed(runner: Callable, capsys: pytest.CaptureFixture) -> N
     ("intent", "tags", "reason"),
     [
         ("rate", TAGS, "RateBook has no slot entity_name"),
-        ("add", "1 no 2 no", "no slot was found"),
-        ("add", "what?", "promised a text that matches"),
+        ("add", " ".join(f"{number} no" for number in range(1, 9)), "no slot was found"),
+        ("add", "what?", "promised a label for each of 8 words"),
+        ("add", TAGS.replace("owner", "own"), "promised labels among"),
     ],
 )
 def test_a_call_is_refused(

@@ -45,6 +45,10 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"kind": "copied_from_input", "fields": ["story"], "unit": "lines"}, "Mary\nhome.\nJohn", ["'John' is not there"]),
     ({"kind": "copied_from_input", "fields": ["story"], "unit": "words"}, "home Mary", []),
     ({"kind": "copied_from_input", "fields": ["story"], "unit": "words"}, "home, ho", ["'ho' is not there"]),
+    ({"kind": "labels", "field": "story", "values": ["no", "who"]}, "1 who 2 no 3 no", []),
+    ({"kind": "labels", "field": "story", "values": ["no", "who"]}, "1 who 3 no 2 no", ["each of 3 words"]),
+    ({"kind": "labels", "field": "story", "values": ["no", "who"]}, "1 who 2 no 3", ["each of 3 words"]),
+    ({"kind": "labels", "field": "story", "values": ["no", "who"]}, "1 it 2 no 3 that", ["'it'", "'that'"]),
     ({"kind": "json_schema", "json_schema": SCHEMA}, '{"name": "Jo", "age": 3}', []),
     ({"kind": "json_schema", "json_schema": SCHEMA}, "{name", ["promised JSON"]),
     (
@@ -102,6 +106,7 @@ def test_normalise_gives_the_listed_spelling() -> None:
         ({"kind": "length", "min_words": 1, "max_words": 2}, "At least 1 words and at most 2 words."),
         ({"kind": "copied_from_input", "fields": ["a", "b"], "unit": "lines", "allow": ["none"]},
          "Each line occurs in a or b, or is one of: none."),
+        ({"kind": "labels", "field": "a", "values": ["x", "y"]}, "For each word of a its number and one of: x, y."),
         ({"kind": "regex", "pattern": "a+"}, "Matches the regular expression a+ as a whole."),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cairn.config import StrictModel
+from cairn.json_schema import schema_faults, schema_violations, short
 
 __all__ = [
     "ChoicesContract",
@@ -26,6 +27,7 @@ __all__ = [
     "CopiedContract",
     "FreeContract",
     "JsonContract",
+    "LabelsContract",
     "LengthContract",
     "RegexContract",
     "Violation",
@@ -35,7 +37,6 @@ __all__ = [
     "listed",
     "normalise",
     "quoted_words",
-    "schema_faults",
 ]
 
 
@@ -171,8 +172,32 @@ class CopiedContract(StrictModel):
     _quoted = field_validator("allow", mode="before")(quoted_words)
 
 
+class LabelsContract(StrictModel):
+    """A label for every word of a field, each after the word's number: "1 no 2 song 3 song".
+
+    Args:
+        field: whose words, cut at white space, are labelled.
+        values: the labels, one word each.
+    """
+
+    kind: Literal["labels"]
+    field: str
+    values: list[str] = Field(min_length=1)
+
+    _quoted = field_validator("values", mode="before")(quoted_words)
+
+    @field_validator("values")
+    @classmethod
+    def _words(cls, values: list[str]) -> list[str]:
+        if any(len(value.split()) != 1 or value != value.strip() for value in values):
+            raise ValueError("a label must be one word")
+        if len(set(values)) != len(values):
+            raise ValueError("labels must be distinct")
+        return values
+
+
 Contract = Annotated[
-    FreeContract | ChoicesContract | RegexContract | JsonContract | LengthContract | CopiedContract,
+    FreeContract | ChoicesContract | RegexContract | JsonContract | LengthContract | CopiedContract | LabelsContract,
     Field(discriminator="kind"),
 ]
 
@@ -202,16 +227,16 @@ def check(contract: Contract, text: str, fields: Mapping[str, str] | None = None
 def _messages(contract: Contract, text: str, fields: Mapping[str, str]) -> list[str]:
     if isinstance(contract, ChoicesContract):
         if normalise(contract, text) not in contract.values:
-            return [f"promised one of {', '.join(contract.values)}, but got {_short(text)}"]
+            return [f"promised one of {', '.join(contract.values)}, but got {short(text)}"]
     elif isinstance(contract, RegexContract):
         if not re.fullmatch(contract.pattern, text):
-            return [f"promised a text that matches {contract.pattern}, but got {_short(text)}"]
+            return [f"promised a text that matches {contract.pattern}, but got {short(text)}"]
     elif isinstance(contract, JsonContract):
         try:
             value = json.loads(text)
         except ValueError as error:
-            return [f"promised JSON, but got {_short(text)} ({error})"]
-        return _schema_violations(contract.json_schema, value, "$")
+            return [f"promised JSON, but got {short(text)} ({error})"]
+        return schema_violations(contract.json_schema, value)
     elif isinstance(contract, LengthContract):
         messages = []
         for unit, count in (("words", len(text.split())), ("characters", len(text))):
@@ -223,6 +248,8 @@ def _messages(contract: Contract, text: str, fields: Mapping[str, str]) -> list[
         return messages
     elif isinstance(contract, CopiedContract):
         return _not_copied(contract, text, fields)
+    elif isinstance(contract, LabelsContract):
+        return _not_labelled(contract, text, fields)
     return []
 
 
@@ -244,30 +271,46 @@ def _not_copied(contract: CopiedContract, text: str, fields: Mapping[str, str]) 
     pieces = [text] if contract.unit == "text" else [line.strip() for line in text.splitlines() if line.strip()]
     noun = "a text" if contract.unit == "text" else "lines"
     return [
-        f"promised {noun} copied from {where}, but {_short(piece)} is not there"
+        f"promised {noun} copied from {where}, but {short(piece)} is not there"
         for piece in pieces
         if not any(fold(piece) in source for source in sources)
     ]
 
 
+def _not_labelled(contract: LabelsContract, text: str, fields: Mapping[str, str]) -> list[str]:
+    words, written = fields.get(contract.field, "").split(), text.split()
+    labels = written[1::2]
+    if written[::2] != [str(number) for number in range(1, len(words) + 1)] or len(labels) != len(words):
+        return [f"promised a label for each of {len(words)} words, after its number, but got {short(text)}"]
+    unknown = [label for label in labels if label not in contract.values]
+    return [f"promised labels among {', '.join(contract.values)}, but got {label!r}" for label in unknown]
+
+
 def listable(contract: Contract) -> bool:
     """Whether `listed` can list what keeps a promise."""
-    return isinstance(contract, ChoicesContract) or (isinstance(contract, CopiedContract) and contract.unit == "lines")
+    return isinstance(contract, ChoicesContract | LabelsContract) or (
+        isinstance(contract, CopiedContract) and contract.unit == "lines"
+    )
 
 
-def listed(contract: Contract, fields: Mapping[str, str]) -> list[str]:
-    """Returns the texts that an output may be held to: the choices, or each line that may be copied, once.
+def listed(contract: Contract, fields: Mapping[str, str]) -> list[list[str]]:
+    """Returns what an output may be held to: one of the texts of each part, in order, a space between.
+
+    Of choices, or of lines to copy, there is one part; of labels there are as many as words.
 
     Args:
         contract: one that is `listable`.
         fields: what the stage saw.
     """
     if isinstance(contract, ChoicesContract):
-        return list(contract.values)
+        return [list(contract.values)]
+    if isinstance(contract, LabelsContract):
+        numbers = range(1, len(fields.get(contract.field, "").split()) + 1)
+        return [[f"{number} {label}" for label in contract.values] for number in numbers]
     if not isinstance(contract, CopiedContract) or contract.unit != "lines":
         return []
     lines = (line.strip() for name in contract.fields for line in fields.get(name, "").splitlines())
-    return list(dict.fromkeys([*filter(None, lines), *contract.allow]))
+    return [list(dict.fromkeys([*filter(None, lines), *contract.allow]))]
 
 
 def describe(contract: Contract) -> str:
@@ -293,103 +336,10 @@ def describe(contract: Contract) -> str:
         what = {"text": "The whole text", "lines": "Each line", "words": "Each word"}[contract.unit]
         allow = f", or is one of: {', '.join(contract.allow)}" if contract.allow else ""
         return f"{what} occurs in {' or '.join(contract.fields)}{allow}."
+    if isinstance(contract, LabelsContract):
+        return f"For each word of {contract.field} its number and one of: {', '.join(contract.values)}."
     return "Any text that is not empty."
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def _bare(word: str) -> str:
     return word.strip(".,;:!?\"'()[]")
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,), "array": (list,), "string": (str,), "integer": (int,), "number": (int, float),
-    "boolean": (bool,), "null": (type(None),),
-}  # fmt: skip
-_KEYWORDS = {
-    "type", "enum", "const", "properties", "required", "additionalProperties", "items", "minItems", "maxItems",
-    "minLength", "maxLength", "pattern", "minimum", "maximum", "title", "description",
-}  # fmt: skip
-
-
-def schema_faults(schema: Any, place: str = "$") -> list[str]:
-    """Returns what in a schema lies outside the subset that `JsonContract` documents."""
-    if not isinstance(schema, dict):
-        return [f"{place}: a schema must be a mapping"]
-    faults = [f"{place}: unknown keyword {word!r}" for word in schema if word not in _KEYWORDS]
-    kind = schema.get("type")
-    if kind is not None and (not isinstance(kind, str) or kind not in _TYPES):
-        faults.append(f"{place}: type {kind!r}, allowed: {', '.join(_TYPES)}")
-    properties = schema.get("properties", {})
-    if not isinstance(properties, dict):
-        faults.append(f"{place}: properties must be a mapping")
-        properties = {}
-    for name, inner in properties.items():
-        faults += schema_faults(inner, f"{place}.{name}")
-    if "items" in schema:
-        faults += schema_faults(schema["items"], f"{place}[]")
-    if not isinstance(schema.get("additionalProperties", True), bool):
-        faults.append(f"{place}: additionalProperties must be true or false")
-    if not isinstance(schema.get("required", []), list):
-        faults.append(f"{place}: required must be a list of names")
-    if not isinstance(schema.get("enum", []), list):
-        faults.append(f"{place}: enum must be a list")
-    for word in ("minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"):
-        if word in schema and (isinstance(schema[word], bool) or not isinstance(schema[word], int | float)):
-            faults.append(f"{place}: {word} must be a number")
-    if "pattern" in schema:
-        try:
-            re.compile(schema["pattern"])
-        except (re.error, TypeError) as error:
-            faults.append(f"{place}: pattern is not a regular expression: {error}")
-    return faults
-
-
-def _same_json(left: Any, right: Any) -> bool:
-    """JSON equality: Python alone would take 1 for true."""
-    return left == right and isinstance(left, bool) == isinstance(right, bool)
-
-
-def _schema_violations(schema: Mapping[str, Any], value: Any, place: str) -> list[str]:
-    kind = schema.get("type")
-    if kind is not None:
-        fits = isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-        if not fits:
-            return [f"{place}: promised {kind}, but got {_short(json.dumps(value))}"]
-    found: list[str] = []
-    if "enum" in schema and not any(_same_json(value, allowed) for allowed in schema["enum"]):
-        found.append(f"{place}: promised one of {json.dumps(schema['enum'])}, but got {_short(json.dumps(value))}")
-    if "const" in schema and not _same_json(value, schema["const"]):
-        found.append(f"{place}: promised {json.dumps(schema['const'])}, but got {_short(json.dumps(value))}")
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        found += [f"{place}: {name!r} is missing" for name in schema.get("required", []) if name not in value]
-        if schema.get("additionalProperties", True) is False:
-            found += [f"{place}: {name!r} is not promised" for name in value if name not in properties]
-        for name, inner in properties.items():
-            if name in value:
-                found += _schema_violations(inner, value[name], f"{place}.{name}")
-    elif isinstance(value, list):
-        found += _bounds(schema, "Items", len(value), place, "items")
-        for index, item in enumerate(value):
-            found += _schema_violations(schema.get("items", {}), item, f"{place}[{index}]")
-    elif isinstance(value, str):
-        found += _bounds(schema, "Length", len(value), place, "characters")
-        if "pattern" in schema and not re.search(schema["pattern"], value):
-            found.append(f"{place}: promised a text with {schema['pattern']}, but got {_short(value)}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        found += _bounds(schema, "imum", value, place, "")
-    return found
-
-
-def _bounds(schema: Mapping[str, Any], suffix: str, size: float, place: str, unit: str) -> list[str]:
-    found = []
-    low, high = schema.get(f"min{suffix}"), schema.get(f"max{suffix}")
-    if low is not None and size < low:
-        found.append(f"{place}: promised at least {low} {unit}".rstrip() + f", but got {size}")
-    if high is not None and size > high:
-        found.append(f"{place}: promised at most {high} {unit}".rstrip() + f", but got {size}")
-    return found

@@ -54,9 +54,15 @@ class Sampling(StrictModel):
 
 @dataclass(frozen=True)
 class Constraint:
-    """The output must be one of these field values (as `prompts.completion_text` writes them)."""
+    """The output must be one of these field values (as `prompts.completion_text` writes them).
+
+    Args:
+        choices: the values allowed.
+        then: what comes after them, part by part, a space between: one of the texts of each part.
+    """
 
     choices: tuple[str, ...]
+    then: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

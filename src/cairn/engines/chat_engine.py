@@ -76,4 +76,4 @@ class ChatEngine(TorchEngine):
         turns = [*system, *earlier, {"role": "user", "content": request.prompt}]
         ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         self._check_length(len(ids), request.sampling.max_new_tokens, request.prompt)
-        return Row(list(ids), row.sampling, row.choices)
+        return Row(list(ids), row.sampling, row.held)

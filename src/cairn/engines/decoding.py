@@ -1,6 +1,6 @@
 """Writing tokens: one lean loop for a batch of prompts, shared by `generate` and `stream`.
 
-    rows (prompts, left-padded) ── prefill ──> logits ── choose ──> token of each row
+    rows (prompts, left-padded) ── prefill ──> logits ── choose ──> token of each row, and what a constraint forces
                                                  ^                      │ end mark, stop text, length: row is done
                                                  └── one forward step <─┘ done rows leave batch and cache
 
@@ -27,10 +27,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from cairn.engines.base import Sampling
 from cairn.engines.cache import roomy_cache
+from cairn.engines.held import Held
 
 __all__ = [
     "KEEP_SHARE", "Row", "choose", "decode_steps", "end_ids", "mean_logits", "row_text", "settle", "settled_text",
-    "shared_prefix", "write",
+    "shared_prefix", "write", "write_forced",
 ]
 
 KEEP_SHARE = 0.8  # done rows leave once a fifth of the batch is done: leaving copies the cache of all others
@@ -47,7 +48,7 @@ class Row:
     Args:
         prompt: token ids.
         sampling: how tokens are chosen.
-        choices: token ids of each output allowed, end mark included; None allows any.
+        held: what the output is held to; None allows any.
         new: token ids written so far, end mark included.
         text: output so far, cut before a stop text.
         finish: "" while the row is running, then "stop" or "length".
@@ -55,7 +56,7 @@ class Row:
 
     prompt: list[int]
     sampling: Sampling
-    choices: list[list[int]] | None = None
+    held: Held | None = None
     new: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = ""
@@ -179,11 +180,13 @@ def decode_steps(
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         made = [one(**inputs, past_key_values=cache).logits for one, cache in zip(members, caches, strict=True)]
         write(running, mean_logits([logits[:, -1].float() for logits in made]), tokenizer, ends)
+        unread = 1 + write_forced(running, tokenizer, ends)
         yield
         alive = [place for place, row in enumerate(running) if not row.finish]
         if not alive:
             return
-        positions = (positions[:, -1:] + 1).clamp(max=last)  # only a row that is done can come this far
+        following = torch.arange(1, unread + 1, device=device)
+        positions = (positions[:, -1:] + following).clamp(max=last)  # only a row that is done can come this far
         if len(alive) <= KEEP_SHARE * len(running):
             running = [running[place] for place in alive]
             index = torch.tensor(alive, device=device)
@@ -192,24 +195,51 @@ def decode_steps(
             positions = positions[index]
             mask = mask[index] if mask is not None else None
         if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-        ids = torch.tensor([[row.new[-1]] for row in running], device=device)  # [rows, 1]
+            mask = torch.cat([mask, mask.new_ones(len(running), unread)], dim=1)
+        ids = torch.tensor([_last(row.new, unread) for row in running], device=device)  # [rows, unread]
 
 
 def write(rows: Sequence[Row], logits: Tensor, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
     """Adds one token to each row that is still running; logits [rows, vocab]."""
-    for row, scores in zip(rows, logits, strict=True):
-        if row.choices is not None and not row.finish:
-            written = len(row.new)
-            allowed = {choice[written] for choice in row.choices if choice[:written] == row.new}
-            index = torch.tensor(sorted(allowed), device=scores.device)
-            scores.copy_(torch.full_like(scores, float("-inf")).index_copy_(0, index, scores[index]))
     best = logits.argmax(-1).tolist()
-    for row, scores, likeliest in zip(rows, logits, best, strict=True):
+    allowed = {
+        place: sorted(row.held.allowed(row.new)) for place, row in enumerate(rows) if row.held and not row.finish
+    }
+    pairs = [(place, token) for place, tokens in allowed.items() for token in tokens]
+    if pairs:
+        places, tokens = torch.tensor(pairs, device=logits.device).T
+        held = torch.full_like(logits, float("-inf"))
+        held[places, tokens] = logits[places, tokens]
+        for place, likeliest in zip(allowed, held[list(allowed)].argmax(-1).tolist(), strict=True):
+            best[place] = likeliest
+    for place, row in enumerate(rows):
         if row.finish:
             continue
-        sampled = row.sampling.temperature > 0
-        settle(row, choose(scores.cpu(), row.sampling, row.generator) if sampled else likeliest, tokenizer, ends)
+        if row.sampling.temperature > 0:
+            scores = (held if place in allowed else logits)[place]
+            best[place] = choose(scores.cpu(), row.sampling, row.generator)
+        settle(row, best[place], tokenizer, ends)
+
+
+def write_forced(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> int:
+    """Adds what a constraint leaves no choice about, so that one forward step may read it together.
+
+    A row whose rest is forced is written to its end; the others get equally many tokens each: this number is returned.
+    """
+    ahead = {id(row): row.held.forced(row.new) if row.held else [] for row in rows if not row.finish}
+    open_ = [tokens for tokens in ahead.values() if not tokens or tokens[-1] not in ends]
+    most = min((len(tokens) for tokens in open_), default=0)
+    for row in rows:
+        tokens = ahead.get(id(row), [])
+        for token in tokens if tokens and tokens[-1] in ends else tokens[:most]:
+            if not row.finish:
+                settle(row, token, tokenizer, ends)
+    return most
+
+
+def _last(tokens: Sequence[int], count: int) -> list[int]:
+    """Returns the last tokens; of a row that was done before it had as many, its first one again and again."""
+    return [*[tokens[0]] * (count - len(tokens)), *tokens[-count:]]
 
 
 def settle(row: Row, token: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:

@@ -150,4 +150,4 @@ class _Scorer:
 
 
 def _greedy(row: Row) -> bool:
-    return row.sampling.temperature == 0 and row.choices is None
+    return row.sampling.temperature == 0 and row.held is None

@@ -29,11 +29,11 @@ from cairn.bases import check_tokenizer, load_base, pick_device, pick_dtype
 from cairn.engines.adapters import load_merged, load_peft, lora_shares_weights
 from cairn.engines.base import Capabilities, Generation, GenerationRequest, Score, ScoreRequest
 from cairn.engines.decoding import Row, decode_steps, end_ids, settled_text
+from cairn.engines.held import hold
 from cairn.errors import EngineError, InputError, did_you_mean
 from cairn.identity import base_identity, check_adapter, model_identity
 from cairn.models.accounting import kv_bytes_per_token
 from cairn.models.tokenization import completion_ids, prompt_ids
-from cairn.prompts import completion_text
 
 __all__ = ["TorchEngine", "Usage"]
 
@@ -279,18 +279,8 @@ class TorchEngine:
             raise InputError("the prompt is empty", value=request.prompt, next="give some text")
         ids = prompt_ids(self.tokenizer, request.prompt)
         self._check_length(len(ids), request.sampling.max_new_tokens, request.prompt)
-        choices = None
-        if request.constraint is not None:
-            choices = [completion_ids(self.tokenizer, completion_text(text)) for text in request.constraint.choices]
-            longest = max((len(choice) for choice in choices), default=0)
-            if not choices or longest > request.sampling.max_new_tokens:
-                raise InputError(
-                    "the choices do not fit the output",
-                    value=request.constraint.choices,
-                    allowed=f"at least one, of at most max_new_tokens = {request.sampling.max_new_tokens} tokens",
-                    next=f"set max_new_tokens to {max(longest, 1)}",
-                )
-        return Row(ids, request.sampling, choices)
+        constraint, most = request.constraint, request.sampling.max_new_tokens
+        return Row(ids, request.sampling, None if constraint is None else hold(self.tokenizer, constraint, most))
 
     def _check_length(self, tokens: int, new_tokens: int, text: str) -> None:
         limit = self.context_tokens

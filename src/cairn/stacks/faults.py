@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cairn import prompts
-from cairn.contracts import ChoicesContract, CopiedContract, check, listable, normalise
+from cairn.contracts import ChoicesContract, CopiedContract, LabelsContract, check, listable, normalise
 from cairn.errors import ConfigError, did_you_mean
 from cairn.stacks.rules import find_rule
 from cairn.stacks.stage import StageSpec
@@ -89,10 +89,15 @@ def _stage_faults(stage: StageSpec, spec: StackSpec, earlier: list[str], names: 
         for name in stage.contract.fields:
             if name not in [*visible, *stage.arguments]:
                 faults.append(f"contract copies from {unknown_name(name, visible)}; a field must be read to be copied")
+    if isinstance(stage.contract, LabelsContract):
+        if stage.contract.field not in [*visible, *stage.arguments]:
+            faults.append(f"contract labels the words of {unknown_name(stage.contract.field, visible)}")
+        if stage.until is not None:
+            faults.append("until ends a loop with an output of its own, but the contract labels words")
     if stage.keep is not None and not isinstance(stage.contract, CopiedContract):
         faults += _value_faults("keep", stage, stage.keep)
     if stage.constrain and not listable(stage.contract):
-        needs = "constrain needs a contract of kind choices, or copied_from_input with unit: lines"
+        needs = "constrain needs a contract of kind choices, labels, or copied_from_input with unit: lines"
         faults.append(f"{needs}, but it is {stage.contract.kind}")
     return faults
 

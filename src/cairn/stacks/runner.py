@@ -243,7 +243,8 @@ class Runner:
         requests = []
         for one in pending:
             choices = stage.choices(one.call)
-            constraint = None if choices is None else Constraint(choices)
+            parts = [tuple(part) for part in choices or []]
+            constraint = Constraint(parts[0], tuple(parts[1:])) if parts else None
             requests.append(GenerationRequest(one.call.prompt, adapter, sampling, constraint))
         places: dict[GenerationRequest, int] = {}
         run: list[GenerationRequest] = []

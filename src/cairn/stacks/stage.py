@@ -156,12 +156,13 @@ class StageSpec(StrictModel):
         """Returns the `{state}` that the first call of a repeat stage sees."""
         return prompts.parse_output(prompts.render(self.start, fields))
 
-    def choices(self, call: StageCall) -> tuple[str, ...] | None:
-        """Returns the texts that the output of a call is held to; None if it is free."""
+    def choices(self, call: StageCall) -> list[list[str]] | None:
+        """Returns what the output of a call is held to, one of the texts of each part in order; None if it is free."""
         if not self.constrain:
             return None
-        stop = self.stop(call.fields)
-        return tuple(dict.fromkeys([*listed(self.contract, call.fields), *([] if stop is None else [stop])]))
+        first, *then = listed(self.contract, call.fields) or [[]]
+        stop = self.stop(call.fields)  # only contracts of one part have one
+        return [list(dict.fromkeys([*first, *([] if stop is None else [stop])])), *then]
 
     def stop(self, fields: Mapping[str, str]) -> str | None:
         """Returns the output that ends a repeat stage; None if it has no `until`."""

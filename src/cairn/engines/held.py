@@ -1,0 +1,85 @@
+"""What may come next in an output that is held to a constraint.
+
+    parts     ["1 no", "1 song"]   ["2 no", "2 song"]  end
+    written   1 song 2
+    allowed                 no, song                          forced: nothing, two may come
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from cairn.engines.base import Constraint
+from cairn.errors import InputError
+from cairn.models.tokenization import completion_ids
+from cairn.prompts import completion_text
+
+__all__ = ["Held", "hold"]
+
+Place = tuple[int, int, int]  # part, choice of it, tokens of the choice that are written
+
+
+class Held:
+    """The ways on through the parts of a constraint, followed token by token.
+
+    One choice of a part may begin another one ("no", "north"): all ways that fit what is written are followed.
+
+    Args:
+        parts: the token ids of each choice, part by part, none empty; those of the last part with an end mark.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Sequence[int]]]) -> None:
+        self.parts = parts
+        self._open: list[Place] = self._start(0)
+        self._followed = 0
+
+    def allowed(self, written: Sequence[int]) -> set[int]:
+        """Returns the tokens that may come next; none after the last part.
+
+        Args:
+            written: the tokens so far, each one allowed; more each time, as an output grows.
+        """
+        for token in written[self._followed :]:
+            self._open = [step for place in self._open if self._token(place) == token for step in self._after(place)]
+        self._followed = len(written)
+        return {self._token(place) for place in self._open}
+
+    def forced(self, written: Sequence[int]) -> list[int]:
+        """Returns the tokens that must come next, up to where there is a choice or the end."""
+        places, tokens = self._open if self.allowed(written) else [], list[int]()
+        while len(next_ := {self._token(place) for place in places}) == 1:
+            tokens += next_
+            places = [step for place in places for step in self._after(place)]
+        return tokens
+
+    def _start(self, part: int) -> list[Place]:
+        return [(part, choice, 0) for choice in range(len(self.parts[part]))] if part < len(self.parts) else []
+
+    def _token(self, place: Place) -> int:
+        part, choice, count = place
+        return self.parts[part][choice][count]
+
+    def _after(self, place: Place) -> list[Place]:
+        part, choice, count = place
+        inside = count + 1 < len(self.parts[part][choice])
+        return [(part, choice, count + 1)] if inside else self._start(part + 1)
+
+
+def hold(tokenizer: PreTrainedTokenizerBase, constraint: Constraint, max_new_tokens: int) -> Held:
+    """Returns what an output that starts now is held to.
+
+    Raises:
+        InputError: a part has no choice, or the longest output has more tokens than may be written.
+    """
+    texts = (constraint.choices, *constraint.then)
+    parts = [[completion_ids(tokenizer, completion_text(text)) for text in part] for part in texts]  # each with an end
+    longest = 1 + sum(max((len(choice) - 1 for choice in part), default=0) for part in parts)
+    if not all(parts) or longest > max_new_tokens:
+        raise InputError(
+            "the choices do not fit the output", value=texts if constraint.then else constraint.choices,
+            allowed=f"at least one, of at most max_new_tokens = {max_new_tokens} tokens",
+            next=f"set max_new_tokens to {longest}",
+        )  # fmt: skip
+    return Held([*([choice[:-1] for choice in part] for part in parts[:-1]), parts[-1]])
