@@ -1,6 +1,7 @@
 """Stage examples: what is refused and how it is said, and that training prompts are the serving prompts."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -19,6 +20,7 @@ from cairn.data.examples import (
 from cairn.errors import DataError
 from cairn.prompts import completion_text, parse_chain, parse_output
 from cairn.stacks.spec import StackSpec
+from cairn.stacks.stage import StageSpec
 
 YES_NO = {"kind": "choices", "values": ["yes", "no"]}
 SPEC = StackSpec.model_validate(
@@ -121,9 +123,31 @@ def test_balance_keeps_every_kept_item_and_draws_the_others_by_seed(tmp_path):
     assert len(adapter_pairs(SPEC, "mention", examples, limit=7)) == 7
 
 
+def test_balance_of_a_loop_goes_by_what_changes_its_state_task_by_task(tmp_path):
+    read = {"name": "read", "kind": "repeat", "over": "story", "split": "sentences", "start": "none",
+            "prompt": "{question} {state}. {item} Now:"}  # fmt: skip
+    spec = SPEC.model_copy(update={"stages": [StageSpec.model_validate(read)], "output": "read"})
+    notes = {"a": ["none", "none", "home"], "b": ["none", "out", "home"]}  # one call in three matters, and two
+    rows = [
+        {**ROW, "id": f"{task}{number}", "task": task, "stages": {"read": notes[task]}, "answer": "home"}
+        for task in notes
+        for number in range(10)
+    ]
+    examples = read_examples(write(tmp_path / "e.jsonl", *rows), spec)
+
+    def count(**choice):
+        made = Counter(pair.completion for pair in adapter_pairs(spec, "read", examples, **choice))
+        return made[" home"], made[" out"], made[" none"]
+
+    assert count() == (20, 10, 20 + 10)
+    assert count(balance=0.5) == (20, 10, 5 + 10), "half of 10 of the first task; of the second half of 20 are all"
+    assert count(balance=0.3) == (20, 10, 3 + 6)
+    assert count(balance=9.0) == count()
+
+
 def test_balance_is_refused_where_it_means_nothing(tmp_path):
     examples = read_examples(write(tmp_path / "e.jsonl", ROW), SPEC)
-    with pytest.raises(DataError, match="map stages that keep a value: 'holder'"):
+    with pytest.raises(DataError, match="map stages that keep a value, and of loops: 'holder'"):
         adapter_pairs(SPEC, "holder", examples, balance=1.0)
     with pytest.raises(DataError, match=r"no stage has this adapter \(did you mean holder\?\): 'holdr'"):
         adapter_pairs(SPEC, "holdr", examples)

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cairn.contracts import normalise
 from cairn.data.gold import (
     GoldCall,
     StackExample,
@@ -29,6 +29,7 @@ from cairn.data.gold import (
     gold_calls,
     gold_fields,
     gold_outputs,
+    matters,
 )
 from cairn.errors import DataError, InputError, did_you_mean
 from cairn.prompts import chain_text, completion_text, parse_output, render
@@ -232,8 +233,8 @@ def adapter_pairs(
         spec: the stack.
         adapter: adapter name; several stages may share it.
         examples: checked examples.
-        balance: for map stages with `keep`: how many items with another value to take for each kept item (1.0 =
-            as many), drawn with `seed`; None takes all.
+        balance: how many calls that do nothing to take for each that does something (see `gold.matters`), task by
+            task, drawn with `seed`; 1.0 is as many, None takes all. For map stages that keep, and for loops.
         limit: at most so many pairs, drawn with `seed`; None takes all.
         distinct: take each pair of prompt and completion once, before anything is drawn.
         even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
@@ -252,8 +253,10 @@ def adapter_pairs(
             f"no stage has this adapter{did_you_mean(adapter, names)}", value=adapter, allowed=", ".join(names)
         )
     stages = spec.stages_of(adapter)
-    if balance is not None and not any(_keeps(stage) for stage in stages):
-        raise DataError("balance is for adapters of map stages that keep a value", value=adapter, next="drop balance")
+    if balance is not None and not any(stage.keep is not None or stage.kind == "repeat" for stage in stages):
+        raise DataError(
+            "balance is for adapters of map stages that keep a value, and of loops", value=adapter, next="drop balance"
+        )
     if even and limit is None:
         raise DataError("even says how a limit is drawn, but there is none", value=adapter, next="give limit as well")
     draw = random.Random(seed)
@@ -262,25 +265,22 @@ def adapter_pairs(
     seen: set[TextPair] = set()
     for stage in stages:
         kept: list[tuple[TextPair, str]] = []
-        other: list[tuple[TextPair, str]] = []
+        other: dict[str, list[tuple[TextPair, str]]] = {}  # of each task
         for example, at_hand in zip(examples, fields, strict=True):
             for call in gold_calls(spec, stage, example, at_hand):
                 pair = TextPair(call.prompt, completion_text(call.output))
                 if distinct and pair in seen:
                     continue
                 seen.add(pair)
-                dropped = _keeps(stage) and normalise(stage.contract, call.output) != stage.keep
-                (other if dropped else kept).append((pair, example.task))
-        if balance is not None and _keeps(stage):
-            other = _draw(other, round(balance * len(kept)), draw)
-        pairs += kept + other
+                idle = matters(stage, call.output, call.state) is False
+                (other.setdefault(example.task, []) if idle else kept).append((pair, example.task))
+        pairs += kept
+        counts = Counter(task for _, task in kept)
+        for task, idle_pairs in other.items():
+            pairs += idle_pairs if balance is None else _draw(idle_pairs, round(balance * counts[task]), draw)
     if limit is not None:
         pairs = _draw_evenly(pairs, limit, draw) if even else _draw(pairs, limit, draw)
     return [pair for pair, _ in pairs]
-
-
-def _keeps(stage: StageView) -> bool:
-    return stage.kind == "map" and stage.keep is not None
 
 
 def direct_pairs(

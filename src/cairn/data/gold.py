@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 from cairn.prompts import parse_output
 
-__all__ = ["GoldCall", "StackExample", "StackView", "StageView", "gold_calls", "gold_fields", "gold_outputs"]
+__all__ = [
+    "GoldCall", "StackExample", "StackView", "StageView", "gold_calls", "gold_fields", "gold_outputs", "matters",
+]  # fmt: skip
 
 
 class StageView(Protocol):
@@ -79,6 +81,24 @@ class StackExample:
     stages: Mapping[str, str | tuple[str, ...]]
     answer: str
     task: str = ""
+
+
+def matters(stage: StageView, value: str, state: str | None) -> bool | None:
+    """Returns whether an output does something: keeps its item, or changes the state of its loop.
+
+    In a long story most calls do nothing, and an adapter that does nothing at all is right in most of them.
+
+    Args:
+        stage: of the call.
+        value: what the call says, as a field value.
+        state: what the loop had before; None outside a loop.
+
+    Returns:
+        None for a stage whose outputs all do something.
+    """
+    if stage.kind == "repeat":
+        return stage.parse(value) != state
+    return None if stage.keep is None else stage.parse(value) == stage.keep
 
 
 def gold_outputs(

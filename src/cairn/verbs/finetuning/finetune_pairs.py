@@ -114,7 +114,7 @@ class OwnPair:
     Args:
         stage: whose call it is.
         pair: the prompt as it was served, and what is trained on it.
-        kept: of a stage with `keep`, whether the completion keeps the item; else None.
+        kept: whether the completion does something (see `data.gold.matters`); None if all of its stage's do.
     """
 
     stage: str

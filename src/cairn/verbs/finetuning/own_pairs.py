@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from cairn.data.examples import StackExample, TextPair, adapter_pairs, gold_fields
-from cairn.data.gold import gold_outputs
+from cairn.data.gold import gold_outputs, matters
 from cairn.prompts import completion_text, template_fields
 from cairn.stacks.spec import StackSpec, StageCall, StageSpec
 from cairn.stacks.trace import Call
@@ -122,7 +122,7 @@ def on_policy_pairs(
                 elif not fits(pair):
                     own.count(name, "too_long")
                 else:
-                    own.take(adapter, OwnPair(name, pair, _keeps(stage, target)))
+                    own.take(adapter, OwnPair(name, pair, matters(stage, target, call.state)))
     own.drop_contradictions()
     return own
 
@@ -167,7 +167,7 @@ def _take_own(
     elif not fits(pair):
         own.count(stage.name, "too_long")
     else:
-        own.take(adapter, OwnPair(stage.name, pair, _keeps(stage, call.value)))
+        own.take(adapter, OwnPair(stage.name, pair, matters(stage, call.value, call.state)))
         if known is not None and settings.where_gold_differs == "own":
             own.replaced[adapter].add(call.prompt)
 
@@ -234,7 +234,3 @@ def _wrong_now(
 def _stands(piece: str, text: str) -> bool:
     """True if the piece stands in the text as whole words, in any case."""
     return re.search(rf"(?<!\w){re.escape(piece)}(?!\w)", text, re.IGNORECASE) is not None
-
-
-def _keeps(stage: StageSpec, value: str) -> bool | None:
-    return None if stage.keep is None else stage.parse(value) == stage.keep
