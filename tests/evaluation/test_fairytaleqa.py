@@ -134,7 +134,13 @@ def test_load_of_whole_stories(folder: Path) -> None:
     assert data.test[0].inputs["passage"] == WOOD
     assert data.train[0]["inputs"]["passage"].startswith("Old Brun")
     # "How did Brun feel?" finds the mill first, for Brun is in both; the wood has no room beside it.
-    assert data.facts["passages"] == {"shortened": 0, "gold section among those picked": 2, "questions": 3}
+    passages = data.facts["passages"]
+    assert sum(one["gold section picked"] for one in passages.values()) == 2
+    assert [passages[split]["questions"] for split in ("train", "test")] == [2, 1]
+    mixed = TASK.load(folder, FairytaleqaOptions(context="story", train_context="section", passage_words=20))
+    plain = TASK.load(folder, FairytaleqaOptions(passage_words=20))
+    assert mixed.train == plain.train != data.train and mixed.test == data.test
+    assert "gold section picked" not in mixed.facts["passages"]["train"]
     (folder / "fairytaleqa_stories_test.jsonl").write_text(json.dumps({"story": "a third", "sections": [HILL]}))
     with pytest.raises(DataError, match="story is not in the file of stories: 'other'"):
         TASK.load(folder, FairytaleqaOptions(context="story"))

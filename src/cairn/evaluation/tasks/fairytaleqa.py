@@ -45,6 +45,8 @@ class FairytaleqaOptions(StrictModel):
 
     Args:
         context: what the passage is: "section", the gold sections, or "story", picked from the whole story by the rule.
+        train_context: the same for the training rows, so that what was trained on sections can be asked about stories;
+            None is as `context`.
         stages: the hand-offs whose gold the training rows hold.
         passage_words: the longest passage.
         kinds: question types to take; None takes all seven.
@@ -55,6 +57,7 @@ class FairytaleqaOptions(StrictModel):
     """
 
     context: Literal["section", "story"] = "section"
+    train_context: Literal["section", "story"] | None = None
     stages: list[Literal["near", "find", "answer"]] = Field(default=["near", "find", "answer"], min_length=1)
     passage_words: int = Field(default=450, ge=20)
     kinds: list[str] | None = None
@@ -83,26 +86,31 @@ class Fairytaleqa:
         paths = [find_split(folder, f"fairytaleqa_{split}.jsonl") for split in splits]
         rows = {split: read_split(path, _FIELDS) for split, path in zip(splits, paths, strict=True)}
         stories: dict[str, list[str]] = {}
-        if options.context == "story":
-            more = [find_split(folder, f"fairytaleqa_stories_{split}.jsonl") for split in splits]
+        contexts = {"train": options.train_context or options.context, options.test_split: options.context}
+        whole = [split for split in splits if contexts[split] == "story"]
+        if whole:
+            more = [find_split(folder, f"fairytaleqa_stories_{split}.jsonl") for split in whole]
             for path in more:
                 stories |= {row["story"]: row["sections"] for row in read_split(path, {"story": str, "sections": list})}
             paths += more
         draw = random.Random(options.seed)
         left_out = {"no answer": 0, "another question type": 0, "answer too long": 0}
-        made, seen = {}, {"shortened": 0, "gold section among those picked": 0, "questions": 0}
+        made: dict[str, list[dict[str, Any]]] = {}
+        seen: dict[str, dict[str, int]] = {}
         for split in splits:
             kept = [(n, row) for n, row in enumerate(rows[split], 1) if self._wanted(row, split, options, left_out)]
             count = options.train_questions if split == "train" else options.test_questions
             if count is not None and count < len(kept):
                 kept = [kept[place] for place in sorted(draw.sample(range(len(kept)), count))]
-            made[split] = [_row(row, f"{split}-{number}", options, stories, seen) for number, row in kept]
+            picks = stories if split in whole else None
+            seen[split] = {"questions": 0, "shortened": 0} | ({} if picks is None else {"gold section picked": 0})
+            made[split] = [_row(row, f"{split}-{number}", options, picks, seen[split]) for number, row in kept]
         test = [_question(row) for row in made[options.test_split]]
         facts = {
             "files": file_hashes(paths),
             "licence": "Apache-2.0",
             "counts": {"train": len(made["train"]), "test": len(test)},
-            "passages": seen if options.context == "story" else {**seen, "gold section among those picked": None},
+            "passages": seen,
             "left_out": left_out,
         }
         return TaskData([{k: v for k, v in row.items() if k != "references"} for row in made["train"]], test, facts)
@@ -161,16 +169,17 @@ def _row(
     row: Mapping[str, Any],
     name: str,
     options: FairytaleqaOptions,
-    stories: Mapping[str, Sequence[str]],
+    stories: Mapping[str, Sequence[str]] | None,
     seen: dict[str, int],
 ) -> dict[str, Any]:
+    """Returns an example; its passage is picked from the whole story where `stories` are given."""
     question, answers = " ".join(row["question"].split()), _answers(row)
-    if options.context == "story":
+    if stories is not None:
         if row["story"] not in stories:
             raise DataError("a question's story is not in the file of stories", value=row["story"])
         sections = stories[row["story"]]
         picked = best_sections(sections, question, options.passage_words)
-        seen["gold section among those picked"] += any(section in picked for section in row["sections"])
+        seen["gold section picked"] += any(section in picked for section in row["sections"])
     else:
         picked = list(row["sections"])
     passage = " ".join(" ".join(picked).split())
