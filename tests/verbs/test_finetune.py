@@ -153,7 +153,7 @@ def test_without_bundling_the_base_is_named_relative_to_the_folder(home, tmp_pat
         ({"adapters": {"mention": {"share": 0.5}}}, "share is missing for answer, allowed: a share for every adapter"),
         ({"lora": {"rank": 0}}, "lora.rank: 0: input should be greater than or equal to 1"),
         ({"lora": {"targets": ["qkv"]}, "validation_examples": 0}, "lora.targets: .'qkv'.: no such layer in this base"),
-        ({"adapters": {"answer": {"balance": 1.0}}, "validation_examples": 0}, "stages that keep a value, and of loops: 'answer'"),
+        ({"adapters": {"answer": {"balance": 1.0}}, "validation_examples": 0}, "value, and of loops: 'answer'"),
         ({"validation_examples": 9}, "holding out so many examples leaves none for training: 9"),
         ({"tokens_total": 20, "validation_examples": 0}, "mention: the token budget does not reach .* pair: 10"),
     ],

@@ -233,3 +233,13 @@ def test_a_recipe_is_costed(tmp_path: Path, say: Callable) -> None:
 def test_unknown_name_suggests(say: Callable) -> None:
     code, out, err = say("10n")
     assert code == 2 and "did you mean 10m?" in err and "Next: cairn info" in err
+
+
+@pytest.mark.parametrize("what", [[], ["recipes/stlm-50m.yaml"], ["--compare"]])
+@pytest.mark.parametrize("option", ["--context", "--batch-tokens"])
+def test_options_that_say_nothing_are_refused(
+    say: Callable[..., tuple[int, str, str]], pytestconfig: pytest.Config, what: list[str], option: str
+) -> None:
+    given = [str(pytestconfig.rootpath / one) if one.endswith("yaml") else one for one in what]
+    code, _, err = say(*given, option, "64")
+    assert code == 2 and f"{option} says nothing about" in err and "with a preset or a model" in err

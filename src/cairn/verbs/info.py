@@ -33,8 +33,9 @@ def info(
         int | None, typer.Option("--context", min=1, help="Position to count FLOPs at; default: half the longest.")
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", min=1, help="Tokens of one micro-batch, for the training memory.")
-    ] = _BATCH_TOKENS,
+        int | None,
+        typer.Option("--batch-tokens", min=1, help="Tokens of a micro-batch, for the training memory; default 4,096."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Instead: interfaces and sharing schemes around the same layers.")
     ] = False,
@@ -66,9 +67,10 @@ def info(
     if compare:
         from cairn.verbs.info_compare import compare_accounts
 
+        _refuse_options("--compare", context, batch_tokens)
         facts = compare_accounts(what)
     else:
-        facts = _overview() if what is None else describe(what, context=context, batch_tokens=batch_tokens)
+        facts = describe(what, context=context, batch_tokens=batch_tokens)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -79,28 +81,37 @@ def info(
         console.print(part)
 
 
-def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATCH_TOKENS) -> dict[str, Any]:
+def describe(
+    what: str | None = None, *, context: int | None = None, batch_tokens: int | None = None
+) -> dict[str, Any]:
     """Returns the facts about a preset or a folder.
 
     Args:
         what: preset name, `embedded:NAME`, the path of a model, stack or shard folder, or of the YAML file of a stack
-            or of a recipe of kind `pretrain`.
+            or of a recipe of kind `pretrain`; None is an overview of presets and the embedded base.
         context: position at which FLOPs are counted, in tokens; default half the model's longest sequence, which is
             the average over a full one.
-        batch_tokens: tokens of one micro-batch, for the training memory.
+        batch_tokens: tokens of one micro-batch, for the training memory; default 4,096.
 
     Raises:
-        InputError: neither a preset nor a folder that Cairn knows.
+        InputError: neither a preset nor a folder that Cairn knows, or `context` or `batch_tokens` is given for what is
+            no model.
         CairnError: the folder is damaged; the class says which kind.
     """
+    if what is None:
+        _refuse_options("an overview", context, batch_tokens)
+        return _overview()
     path = Path(what).expanduser()
     if path.is_file() and path.suffix == ".yaml" and read_yaml(path).get("recipe") == "pretrain":
         from cairn.verbs.info_recipe import recipe_facts
 
+        _refuse_options("a recipe, which has its own", context, batch_tokens)
         return recipe_facts(path)
     if (path / "stack.yaml").is_file() or path.suffix == ".yaml":
+        _refuse_options("a stack", context, batch_tokens)
         return _stack(path)
     if (path / "manifest.json").is_file() and not (path / "config.json").is_file() and list(path.glob("shard-*")):
+        _refuse_options("a shard folder", context, batch_tokens)
         return _shards(path)
     if what.startswith("embedded:") or (path / "config.json").is_file():
         return _model(what, context, batch_tokens)
@@ -115,9 +126,16 @@ def describe(what: str, *, context: int | None = None, batch_tokens: int = _BATC
     )  # fmt: skip
 
 
-def _model_facts(config: Any, context: int | None, batch_tokens: int) -> dict[str, Any]:
+def _refuse_options(kind: str, context: int | None, batch_tokens: int | None) -> None:
+    for name, value in (("--context", context), ("--batch-tokens", batch_tokens)):
+        if value is not None:
+            raise InputError(f"{name} says nothing about {kind}", value=value, allowed="with a preset or a model")
+
+
+def _model_facts(config: Any, context: int | None, batch_tokens: int | None) -> dict[str, Any]:
     from cairn.models import accounting
 
+    batch_tokens = batch_tokens or _BATCH_TOKENS
     longest = int(getattr(config, "max_position_embeddings", 0) or 0)
     context = context or max(longest // 2, 1)
     if longest and context > longest:
@@ -148,7 +166,7 @@ def _model_facts(config: Any, context: int | None, batch_tokens: int) -> dict[st
     }  # fmt: skip
 
 
-def _model(what: str, context: int | None, batch_tokens: int) -> dict[str, Any]:
+def _model(what: str, context: int | None, batch_tokens: int | None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     import cairn.models  # noqa: F401  (registers our architecture)
