@@ -7,6 +7,7 @@
     docs/results/fslm_cost.json                last line of `python -m benchmarks.fslm_cost`
     docs/results/{base_quality,early_exit,byte_pooling}.json   last line of these benchmarks
     docs/results/NAME.json                     result.json of the comparisons in EXPERIMENTS
+    docs/results/ablate-NAME.json              OUT/ablate/result.json of `cairn ablate`
     docs/results/sweep-NAME.json               result.json of `cairn sweep recipes/sweep-NAME.yaml`
     src/cairn/assets/base/scores.json          `cairn eval` of the shipped base
 """
@@ -174,6 +175,28 @@ def _with_interval(value: Mapping[str, Any] | None) -> str:
     return "" if value is None else f"{points(value['difference'])} ({' to '.join(map(points, value['ci95']))})"
 
 
+def ablation(result: Mapping[str, Any]) -> str:
+    """Returns the variants of a stack, the best first, each beside the whole."""
+    run = result["versions"]["command"].replace("__main__.py ", "cairn ")
+    names = sorted(result["systems"], key=lambda name: -result["accuracy"][name])
+    rows = [
+        [
+            name if name in result["variants"] else f"**{name}**", f"{result['trained_params'][name]:,}",
+            f"{result['training_tokens'][name]:,}", percent(result["accuracy"][name]),
+            " ".join(percent(value) for value in result["accuracy_by_seed"][name]),
+            difference(result["paired_all"][name]) if name in result["variants"] else "",
+        ]
+        for name in names
+    ]  # fmt: skip
+    changes = [f"- {name}: `{json.dumps(one['change'])}`" for name, one in result["variants"].items()]
+    return "\n\n".join([
+        f"`{run}`: {result['n_test']:,} test questions, training seeds {', '.join(map(str, result['seeds']))}.",
+        table(["variant", "trained parameters", "training tokens", f"{result['measure']} %", "by seed",
+               "whole minus variant"], rows),
+        "\n".join(changes),
+    ]) + "\n"  # fmt: skip
+
+
 def throughput(result: Mapping[str, Any]) -> str:
     rows = [
         [row["case"], f"{row['ours']:,.0f}", f"{row['reference']:,.0f}", f"{row['ratio']:.2f}",
@@ -267,11 +290,16 @@ def main() -> None:
         "base.\nEvery figure comes from one run on 2 CPU cores; [log.md](log.md) tells what else was tried.\n"
     ]
     comparisons = [(title, RESULTS / f"{name}.json", experiment) for name, title in EXPERIMENTS.items()]
+    ablations = [
+        (f"Ablation: {file.stem.removeprefix('ablate-')}", file, ablation)
+        for file in sorted(RESULTS.glob("ablate-*.json"))
+    ]
     sweeps = [
         (f"Sweep: {file.stem.removeprefix('sweep-')}", file, sweep) for file in sorted(RESULTS.glob("sweep-*.json"))
     ]
     for title, file, make in (
         *comparisons,
+        *ablations,
         *sweeps,
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
         ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
