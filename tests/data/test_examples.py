@@ -310,6 +310,9 @@ def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
     assert by_task(adapter_pairs(SPEC, "holder", examples, limit=100, even=True)) == {"a": 3, "b": 40, "c": 57}
     assert adapter_pairs(SPEC, "holder", examples, limit=500, even=True) == adapter_pairs(SPEC, "holder", examples)
     distinct = adapter_pairs(SPEC, "holder", examples, distinct=True)
+    everything = Counter(adapter_pairs(SPEC, "holder", examples))
+    assert max(everything.values()) > 2
+    assert Counter(adapter_pairs(SPEC, "holder", examples, distinct=2)) == {p: min(n, 2) for p, n in everything.items()}
     assert by_task(distinct) == {"a": 1, "b": 1, "c": 1} and len(set(distinct)) == len(distinct) == 3
     drawn = adapter_pairs(SPEC, "holder", examples, limit=43, even=True, seed=1)
     assert drawn == adapter_pairs(SPEC, "holder", examples, limit=43, even=True, seed=1)

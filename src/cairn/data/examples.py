@@ -223,7 +223,7 @@ def adapter_pairs(
     *,
     balance: float | None = None,
     limit: int | None = None,
-    distinct: bool = False,
+    distinct: bool | int = False,
     even: bool = False,
     seed: int = 0,
 ) -> list[TextPair]:
@@ -236,7 +236,7 @@ def adapter_pairs(
         balance: how many calls that do nothing to take for each that does something (see `gold.matters`), task by
             task, drawn with `seed`; 1.0 is as many, None takes all. For map stages that keep, and for loops.
         limit: at most so many pairs, drawn with `seed`; None takes all.
-        distinct: take each pair of prompt and completion once, before anything is drawn.
+        distinct: take each pair of prompt and completion once, or at most so often, before anything is drawn.
         even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
         seed: of both draws.
 
@@ -262,16 +262,16 @@ def adapter_pairs(
     draw = random.Random(seed)
     fields = [gold_fields(spec, example) for example in examples]
     pairs: list[tuple[TextPair, str]] = []  # each with its task
-    seen: set[TextPair] = set()
+    seen: Counter[TextPair] = Counter()
     for stage in stages:
         kept: list[tuple[TextPair, str]] = []
         other: dict[str, list[tuple[TextPair, str]]] = {}  # of each task
         for example, at_hand in zip(examples, fields, strict=True):
             for call in gold_calls(spec, stage, example, at_hand):
                 pair = TextPair(call.prompt, completion_text(call.output))
-                if distinct and pair in seen:
+                if distinct and seen[pair] >= int(distinct):
                     continue
-                seen.add(pair)
+                seen[pair] += 1
                 idle = matters(stage, call.output, call.state) is False
                 (other.setdefault(example.task, []) if idle else kept).append((pair, example.task))
         pairs += kept

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -142,7 +142,7 @@ class AdapterPlan(MethodPlan):
     targets: Literal["all-linear"] | list[str] | None = None
     balance: float | None = Field(default=None, gt=0)
     limit: int | None = Field(default=None, ge=1)
-    distinct: bool = False
+    distinct: bool | Annotated[int, Field(ge=1)] = False
     even: bool = False
 
 
