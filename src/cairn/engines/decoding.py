@@ -156,6 +156,10 @@ def decode_steps(
         ends: ids that end an output.
         device: of the model.
     """
+    begun = write_forced(rows, tokenizer, ends)
+    if all(row.finish for row in rows):
+        yield
+        return
     shared = shared_prefix([row.prompt for row in rows])
     caches = [roomy_cache(config) for _ in members]
     if shared:
@@ -164,7 +168,7 @@ def decode_steps(
             one(input_ids=head, attention_mask=None, position_ids=torch.arange(shared, device=device)[None],
                 past_key_values=cache)  # fmt: skip
             cache.batch_repeat_interleave(len(rows))
-    prompts = [row.prompt[shared:] for row in rows]
+    prompts = [[*row.prompt[shared:], *row.new[:begun]] for row in rows]
     width = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id or 0
     padded = any(len(prompt) < width for prompt in prompts)
