@@ -119,9 +119,9 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
             (NONE, "hall north", "hall north"),
         ),
         (
-            notes.room_on("east", "hall"),
-            ["The hall is east of the garden.", "The hall is west of the office.", "The kitchen is north of the hall."],
-            (NONE, "office", "office"),
+            notes.neighbours("hall"),
+            ["The hall is east of the garden.", "The hall is west of the office.", "The kitchen is north of the attic."],
+            ("garden west", "garden west, office east", "garden west, office east"),
         ),
     ],
 )  # fmt: skip
