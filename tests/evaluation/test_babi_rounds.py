@@ -120,7 +120,7 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
         ),
         (
             notes.neighbours("hall"),
-            ["The hall is east of the garden.", "The hall is west of the office.", "The kitchen is north of the attic."],
+            ["The hall is east of the garden.", "The office is east of the hall.", "The den is north of the attic."],
             ("garden west", "garden west, office east", "garden west, office east"),
         ),
     ],
