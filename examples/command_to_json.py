@@ -5,10 +5,10 @@
     python examples/command_to_json.py STACK --names snips_train.jsonl.xz    commands from standard input
 
 Prints one line a command: the call as JSON, or why it is refused, and the milliseconds from text to checked call. A
-call is refused if a stage broke its contract, a slot does not belong to the intent, or a value does not stand in the
-command. `--names` is a file of commands with their slots, from which the list of known names is made; without it the
-stack does without such a list. The exit status is 1 if any was refused. `--repeat N` asks everything N times and ends
-with the median and the slowest.
+call is refused if a stage broke its contract, a slot does not belong to the intent, a value does not stand in the
+command, or the command is too long. `--names` is a file of commands with their slots, from which the list of known
+names is made; without it the stack does without such a list. The exit status is 1 if any was refused. `--repeat N` asks
+everything N times and ends with the median and the slowest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cairn.errors import InputError
 from cairn.evaluation.tasks.snips_frames import INTENTS
 from cairn.evaluation.tasks.snips_known import Lexicon
 from cairn.evaluation.textfiles import read_rows
@@ -88,8 +89,11 @@ def answer(
             continue
         for _ in range(repeat):
             started = time.perf_counter()
-            trace = runner.run([inputs(command, names)])[0]
-            wrong = faults(trace)
+            try:
+                trace = runner.run([inputs(command, names)])[0]
+                wrong = faults(trace)
+            except InputError as error:  # longer than the model can read or label
+                wrong = [str(error)]
             times.append(1000 * (time.perf_counter() - started))
         refused += bool(wrong)
         print(f"{times[-1]:6.0f} ms  " + (f"refused: {'; '.join(wrong)}" if wrong else trace.answer))

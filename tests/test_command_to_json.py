@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cairn.engines.fake_engine import FakeEngine
-from cairn.errors import CairnError
+from cairn.errors import CairnError, InputError
 from cairn.evaluation.tasks.snips_frames import SLOTS
 from cairn.stacks.runner import Runner
 from cairn.verbs.comparison.recipe import load_recipe
@@ -56,6 +56,22 @@ def test_a_call_is_refused(
     refused, _ = answer(runner(intent, tags), [COMMAND])
     printed = capsys.readouterr().out
     assert refused == 1 and "refused: " in printed and reason in printed
+
+
+def test_a_command_that_is_too_long_stops_no_other(runner: Callable, capsys: pytest.CaptureFixture) -> None:
+    made = runner("add", TAGS)
+    write = made.engine.generate
+
+    def generate(requests: list) -> list:
+        if any(len(one.prompt) > 400 for one in requests):
+            raise InputError("the choices do not fit the output", value=len(requests))
+        return write(requests)
+
+    made.engine.generate = generate
+    refused, times = answer(made, ["word " * 100, COMMAND])
+    lines = capsys.readouterr().out.splitlines()
+    assert refused == 1 and len(times) == 2
+    assert "refused: the choices do not fit" in lines[0] and '"intent"' in lines[1]
 
 
 def test_options_may_stand_before_the_commands(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def hold(tokenizer: PreTrainedTokenizerBase, constraint: Constraint, max_new_tok
     longest = 1 + sum(max((len(choice) - 1 for choice in part), default=0) for part in parts)
     if not all(parts) or longest > max_new_tokens:
         raise InputError(
-            "the choices do not fit the output", value=texts if constraint.then else constraint.choices,
+            "the choices do not fit the output",
+            value=f"{len(texts)} parts, one choice of each" if constraint.then else constraint.choices,
             allowed=f"at least one, of at most max_new_tokens = {max_new_tokens} tokens",
             next=f"set max_new_tokens to {longest}",
         )  # fmt: skip
