@@ -114,14 +114,14 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
             ("square below", "square below, circle left", "square below, circle left"),
         ),
         (
-            notes.way_from(["garden", "hall"], "office"),
+            notes.way_from("garden north, hall west", "office"),
             ["The office is east of the attic.", "The hall is south of the office.", "The garden is west of the hall."],
-            (NONE, "hall north", "hall north"),
+            (NONE, "west north", "west north"),
         ),
         (
-            notes.neighbours("hall"),
+            notes.sides_of("hall"),
             ["The hall is east of the garden.", "The office is east of the hall.", "The den is north of the attic."],
-            ("garden west", "garden west, office east", "garden west, office east"),
+            ("west garden", "west garden, east office", "west garden, east office"),
         ),
     ],
 )  # fmt: skip

@@ -40,6 +40,7 @@ __all__ = [
     "mood_of",
     "neighbours",
     "place_at_last",
+    "sides_of",
     "taken_from",
     "taken_to",
     "time_at",
@@ -304,13 +305,32 @@ def neighbours(of: str) -> Reading:
     return Reading(f"what is next to the {of}", step)
 
 
-def way_from(starts: Sequence[str], goal: str) -> Reading:
-    """From which of some rooms or figures a goal is one step away, and to which side: "hallway north"."""
+def sides_of(of: str) -> Reading:
+    """The same the other way round, for who asks by the side: "west hallway, south kitchen"."""
 
     def step(note: str, sentence: str) -> str:
-        return next((f"{b} {side}" for a, side, b in _both_ways(sentence) if a == goal and b in starts), note)
+        for a, side, b in _both_ways(sentence):
+            if b == of:
+                return f"{side} {a}" if note == NONE else f"{note}, {side} {a}"
+        return note
 
-    return Reading(f"the way to the {goal} from the {' or the '.join(starts)}", step)
+    return Reading(f"what is on each side of the {of}", step)
+
+
+def way_from(beside: str, goal: str) -> Reading:
+    """The two sides on the way to a goal, over one of the neighbours that a note names: "west north".
+
+    Args:
+        beside: what lies beside the start, as `neighbours` notes it.
+        goal: one step away from one of those.
+    """
+    starts = dict(one.rsplit(" ", 1) for one in beside.split(", "))
+
+    def step(note: str, sentence: str) -> str:
+        ways = (f"{starts[b]} {side}" for a, side, b in _both_ways(sentence) if a == goal and b in starts)
+        return next(ways, note)
+
+    return Reading(f"the way to the {goal} from {beside}", step)
 
 
 def _moved(sentence: str) -> re.Match[str] | None:
