@@ -114,14 +114,14 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
             ("square below", "square below, circle left", "square below, circle left"),
         ),
         (
-            notes.way_from("garden north, hall west", "office"),
+            notes.way_from(["garden", "hall"], "office"),
             ["The office is east of the attic.", "The hall is south of the office.", "The garden is west of the hall."],
-            (NONE, "west north", "west north"),
+            (NONE, "hall north", "hall north"),
         ),
         (
-            notes.sides_of("hall"),
-            ["The hall is east of the garden.", "The office is east of the hall.", "The den is north of the attic."],
-            ("west garden", "west garden, east office", "west garden, east office"),
+            notes.room_on("east", "hall"),
+            ["The hall is east of the garden.", "The hall is west of the office.", "The kitchen is north of the hall."],
+            (NONE, "office", "office"),
         ),
     ],
 )  # fmt: skip

@@ -40,7 +40,7 @@ __all__ = [
     "mood_of",
     "neighbours",
     "place_at_last",
-    "sides_of",
+    "room_on",
     "taken_from",
     "taken_to",
     "time_at",
@@ -293,6 +293,15 @@ def bigger_things(known: Sequence[str]) -> Reading:
     return Reading(f"what is bigger than the {' or the '.join(known)}", step)
 
 
+def room_on(side: str, of: str) -> Reading:
+    """The room on a side of a room: "garden"."""
+
+    def step(note: str, sentence: str) -> str:
+        return next((a for a, there, b in _both_ways(sentence) if (there, b) == (side, of)), note)
+
+    return Reading(f"what is {side} of the {of}", step)
+
+
 def neighbours(of: str) -> Reading:
     """What lies beside a room or figure, and on which side of it: "hallway west, kitchen south"."""
 
@@ -305,32 +314,13 @@ def neighbours(of: str) -> Reading:
     return Reading(f"what is next to the {of}", step)
 
 
-def sides_of(of: str) -> Reading:
-    """The same the other way round, for who asks by the side: "west hallway, south kitchen"."""
+def way_from(starts: Sequence[str], goal: str) -> Reading:
+    """From which of some rooms or figures a goal is one step away, and to which side: "hallway north"."""
 
     def step(note: str, sentence: str) -> str:
-        for a, side, b in _both_ways(sentence):
-            if b == of:
-                return f"{side} {a}" if note == NONE else f"{note}, {side} {a}"
-        return note
+        return next((f"{b} {side}" for a, side, b in _both_ways(sentence) if a == goal and b in starts), note)
 
-    return Reading(f"what is on each side of the {of}", step)
-
-
-def way_from(beside: str, goal: str) -> Reading:
-    """The two sides on the way to a goal, over one of the neighbours that a note names: "west north".
-
-    Args:
-        beside: what lies beside the start, as `neighbours` notes it.
-        goal: one step away from one of those.
-    """
-    starts = dict(one.rsplit(" ", 1) for one in beside.split(", "))
-
-    def step(note: str, sentence: str) -> str:
-        ways = (f"{starts[b]} {side}" for a, side, b in _both_ways(sentence) if a == goal and b in starts)
-        return next(ways, note)
-
-    return Reading(f"the way to the {goal} from {beside}", step)
+    return Reading(f"the way to the {goal} from the {' or the '.join(starts)}", step)
 
 
 def _moved(sentence: str) -> re.Match[str] | None:

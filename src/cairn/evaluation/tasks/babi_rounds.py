@@ -10,14 +10,14 @@
     1 6 9-13            where is Mary
     2                   who has the milk; where is John
     3                   who took the milk to the office; whence John took the milk to the office
-    4                   what is on each side of the office
+    4                   what is west of the office
     5                   the question in its own words
     7 8                 what is John holding
     14                  when was John in the office; where was John yesterday or this morning
     15                  what animal is Winona; what are mice afraid of
     16                  what animal is Lily; who is a frog; what color is Brian or Greg
     18                  what is bigger than the box; and than those, too
-    17 19               what is next to the kitchen; the way to the office from garden north, hallway west
+    17 19               what is next to the kitchen; the way to the office from the garden or the hallway
     20                  how is Sumit
 
 The rules read only sentences and question. `check_rounds` holds their answer against the file's and their notes
@@ -181,12 +181,11 @@ def _what_held(person: str) -> _Plan:
 
 
 def _what_is(side: str, of: str) -> _Plan:
-    beside = dict(one.split(" ", 1) for one in _found((yield notes.sides_of(of))).split(", "))
-    return _found(beside.get(side, NONE))
+    return _found((yield notes.room_on(side, of)))
 
 
 def _what_of(what: str, side: str) -> _Plan:
-    return (yield from _what_is(OPPOSITE[side], what))
+    return _found((yield notes.room_on(OPPOSITE[side], what)))
 
 
 def _person_before(person: str, place: str) -> _Plan:
@@ -206,12 +205,16 @@ def _color(name: str) -> _Plan:
     return _found((yield notes.colour_of(", ".join(other for other in names if other != name))))
 
 
+def _sides(note: str) -> dict[str, str]:
+    return dict(one.rsplit(" ", 1) for one in _found(note).split(", "))
+
+
 def _is_figure(figure: str, side: str, other: str) -> _Plan:
-    beside = _found((yield notes.neighbours(other)))
-    near = dict(one.rsplit(" ", 1) for one in beside.split(", "))
-    if figure in near:
-        return "yes" if near[figure] == side else "no"
-    return "yes" if side in _found((yield notes.way_from(beside, figure))).split() else "no"
+    beside = _sides((yield notes.neighbours(other)))
+    if figure in beside:
+        return "yes" if beside[figure] == side else "no"
+    between, second = _found((yield notes.way_from(list(beside), figure))).rsplit(" ", 1)
+    return "yes" if side in (beside[between], second) else "no"
 
 
 def _bigger(big: str, small: str) -> _Plan:
@@ -222,9 +225,9 @@ def _bigger(big: str, small: str) -> _Plan:
 
 
 def _way(start: str, goal: str) -> _Plan:
-    beside = _found((yield notes.neighbours(start)))
-    first, second = _found((yield notes.way_from(beside, goal))).split()
-    return f"{first[0]},{second[0]}"
+    beside = _sides((yield notes.neighbours(start)))
+    between, second = _found((yield notes.way_from(list(beside), goal))).rsplit(" ", 1)
+    return f"{beside[between][0]},{second[0]}"
 
 
 def _will_go(person: str) -> _Plan:
