@@ -81,9 +81,7 @@ def info(
         console.print(part)
 
 
-def describe(
-    what: str | None = None, *, context: int | None = None, batch_tokens: int | None = None
-) -> dict[str, Any]:
+def describe(what: str | None = None, *, context: int | None = None, batch_tokens: int | None = None) -> dict[str, Any]:
     """Returns the facts about a preset or a folder.
 
     Args:
@@ -270,10 +268,10 @@ def _overview() -> dict[str, Any]:
     from cairn.bases import resolve_base
     from cairn.models.presets import PRESETS, preset_config
 
-    presets = {name: _model_facts(preset_config(name), None, _BATCH_TOKENS) for name in PRESETS}
+    presets = {name: _model_facts(preset_config(name), None, None) for name in PRESETS}
     try:
         resolve_base("embedded:base")
-        base = _model("embedded:base", None, _BATCH_TOKENS)
+        base = _model("embedded:base", None, None)
     except CheckpointError as error:
         base = {"missing": str(error)}
     return {"kind": "overview", "presets": presets, "embedded_base": base}
