@@ -123,7 +123,7 @@ def test_balance_keeps_every_kept_item_and_draws_the_others_by_seed(tmp_path):
     assert len(adapter_pairs(SPEC, "mention", examples, limit=7)) == 7
 
 
-def test_balance_of_a_loop_goes_by_what_changes_its_state_task_by_task(tmp_path):
+def test_balance_of_a_loop_goes_by_what_changes_its_state_and_with_even_task_by_task(tmp_path):
     read = {"name": "read", "kind": "repeat", "over": "story", "split": "sentences", "start": "none",
             "prompt": "{question} {state}. {item} Now:"}  # fmt: skip
     spec = SPEC.model_copy(update={"stages": [StageSpec.model_validate(read)], "output": "read"})
@@ -140,8 +140,10 @@ def test_balance_of_a_loop_goes_by_what_changes_its_state_task_by_task(tmp_path)
         return made[" home"], made[" out"], made[" none"]
 
     assert count() == (20, 10, 20 + 10)
-    assert count(balance=0.5) == (20, 10, 5 + 10), "half of 10 of the first task; of the second half of 20 are all"
-    assert count(balance=0.3) == (20, 10, 3 + 6)
+    each = {"even": True, "limit": 1000}
+    assert count(balance=0.5, **each) == (20, 10, 5 + 10), "of the first task half of 10, of the second half of 20"
+    assert count(balance=0.3, **each) == (20, 10, 3 + 6)
+    assert count(balance=0.8) == (20, 10, 24), "without even, of 30 in all"
     assert count(balance=9.0) == count()
 
 

@@ -233,8 +233,9 @@ def adapter_pairs(
         spec: the stack.
         adapter: adapter name; several stages may share it.
         examples: checked examples.
-        balance: how many calls that do nothing to take for each that does something (see `gold.matters`), task by
-            task, drawn with `seed`; 1.0 is as many, None takes all. For map stages that keep, and for loops.
+        balance: how many calls that do nothing to take for each that does something (see `gold.matters`), stage by
+            stage, with `even` also task by task, drawn with `seed`; 1.0 is as many, None takes all. For map stages
+            that keep, and for loops.
         limit: at most so many pairs, drawn with `seed`; None takes all.
         distinct: take each pair of prompt and completion once, or at most so often, before anything is drawn.
         even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
@@ -265,7 +266,7 @@ def adapter_pairs(
     seen: Counter[TextPair] = Counter()
     for stage in stages:
         kept: list[tuple[TextPair, str]] = []
-        other: dict[str, list[tuple[TextPair, str]]] = {}  # of each task
+        other: dict[str, list[tuple[TextPair, str]]] = {}  # of each task, if they count alike
         for example, at_hand in zip(examples, fields, strict=True):
             for call in gold_calls(spec, stage, example, at_hand):
                 pair = TextPair(call.prompt, completion_text(call.output))
@@ -273,9 +274,10 @@ def adapter_pairs(
                     continue
                 seen[pair] += 1
                 idle = matters(stage, call.output, call.state) is False
-                (other.setdefault(example.task, []) if idle else kept).append((pair, example.task))
+                part = example.task if even else ""
+                (other.setdefault(part, []) if idle else kept).append((pair, example.task))
         pairs += kept
-        counts = Counter(task for _, task in kept)
+        counts = Counter(task if even else "" for _, task in kept)
         for task, idle_pairs in other.items():
             pairs += idle_pairs if balance is None else _draw(idle_pairs, round(balance * counts[task]), draw)
     if limit is not None:

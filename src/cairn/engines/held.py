@@ -48,7 +48,8 @@ class Held:
 
     def forced(self, written: Sequence[int]) -> list[int]:
         """Returns the tokens that must come next, up to where there is a choice or the end."""
-        places, tokens = self._open if self.allowed(written) else [], list[int]()
+        self.allowed(written)
+        places, tokens = self._open, list[int]()
         while len(next_ := {self._token(place) for place in places}) == 1:
             tokens += next_
             places = [step for place in places for step in self._after(place)]

@@ -141,7 +141,7 @@ def mix(
         own: pairs from own answers.
         settings: `mix` and `repeat`.
         seen: how many pairs the round's budget reaches for.
-        balance: of the adapter (see `data.examples.adapter_pairs`); holds for own pairs as for gold ones.
+        balance: of the adapter (see `data.examples.adapter_pairs`); holds for own pairs too, stage by stage.
         seed: of the draws.
 
     Returns:
