@@ -311,6 +311,10 @@ def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
     assert by_task(adapter_pairs(SPEC, "holder", examples, limit=43, even=True)) == {"a": 3, "b": 20, "c": 20}
     assert by_task(adapter_pairs(SPEC, "holder", examples, limit=100, even=True)) == {"a": 3, "b": 40, "c": 57}
     assert adapter_pairs(SPEC, "holder", examples, limit=500, even=True) == adapter_pairs(SPEC, "holder", examples)
+    weighted = adapter_pairs(SPEC, "holder", examples, limit=43, even=True, weights={"c": 3.0})
+    assert by_task(weighted) == {"a": 3, "b": 10, "c": 30}
+    few = adapter_pairs(SPEC, "holder", examples, limit=43, even=True, weights={"a": 9.0, "c": 0.25})
+    assert by_task(few) == {"a": 3, "b": 32, "c": 8}, "a task that has less than its part leaves it to the others"
     distinct = adapter_pairs(SPEC, "holder", examples, distinct=True)
     everything = Counter(adapter_pairs(SPEC, "holder", examples))
     assert max(everything.values()) > 2
@@ -321,6 +325,10 @@ def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
     assert adapter_pairs(SPEC, "mention", examples, limit=20) == adapter_pairs(SPEC, "mention", examples, limit=20)
     with pytest.raises(DataError, match="even says how a limit is drawn, but there is none: 'holder'"):
         adapter_pairs(SPEC, "holder", examples, even=True)
+    with pytest.raises(DataError, match="weights are of the parts that even draws: 'holder'"):
+        adapter_pairs(SPEC, "holder", examples, limit=9, weights={"a": 2.0})
+    with pytest.raises(DataError, match=r"weights name a task that no example has.*'d'.*Allowed: a, b, c"):
+        adapter_pairs(SPEC, "holder", examples, limit=9, even=True, weights={"d": 2.0})
 
 
 def test_all_faults_are_counted_and_only_some_are_listed(tmp_path):

@@ -225,6 +225,7 @@ def adapter_pairs(
     limit: int | None = None,
     distinct: bool | int = False,
     even: bool = False,
+    weights: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[TextPair]:
     """Renders the pairs of every call that an adapter's stages make, the earlier hand-offs being gold.
@@ -239,14 +240,15 @@ def adapter_pairs(
         limit: at most so many pairs, drawn with `seed`; None takes all.
         distinct: take each pair of prompt and completion once, or at most so often, before anything is drawn.
         even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
+        weights: with `even`, how big a task's part is beside a part of 1, which every task has that is not named.
         seed: of both draws.
 
     Returns:
         The pairs, stage after stage; none if no example makes a call.
 
     Raises:
-        DataError: no stage has this adapter, balance is asked for without a map stage that keeps, or even without a
-            limit.
+        DataError: no stage has this adapter, balance is asked for without a map stage that keeps, even without a
+            limit, or weights without even or for a task that no example has.
     """
     names = spec.adapter_names()
     if adapter not in names:
@@ -260,6 +262,14 @@ def adapter_pairs(
         )
     if even and limit is None:
         raise DataError("even says how a limit is drawn, but there is none", value=adapter, next="give limit as well")
+    weights = weights or {}
+    if weights and not even:
+        raise DataError("weights are of the parts that even draws", value=adapter, next="give even as well")
+    tasks = sorted({example.task for example in examples})
+    for task in weights:
+        if task not in tasks:
+            unknown = f"weights name a task that no example has{did_you_mean(task, tasks)}"
+            raise DataError(unknown, value=task, allowed=", ".join(tasks))
     draw = random.Random(seed)
     fields = [gold_fields(spec, example) for example in examples]
     pairs: list[tuple[TextPair, str]] = []  # each with its task
@@ -281,7 +291,7 @@ def adapter_pairs(
         for task, idle_pairs in other.items():
             pairs += idle_pairs if balance is None else _draw(idle_pairs, round(balance * counts[task]), draw)
     if limit is not None:
-        pairs = _draw_evenly(pairs, limit, draw) if even else _draw(pairs, limit, draw)
+        pairs = _draw_by_task(pairs, limit, weights, draw) if even else _draw(pairs, limit, draw)
     return [pair for pair, _ in pairs]
 
 
@@ -332,14 +342,19 @@ def _draw(pairs: list[Drawn], count: int, draw: random.Random) -> list[Drawn]:
     return [pairs[place] for place in sorted(draw.sample(range(len(pairs)), count))]
 
 
-def _draw_evenly(pairs: list[tuple[TextPair, str]], count: int, draw: random.Random) -> list[tuple[TextPair, str]]:
-    """As `_draw`, with as many pairs of each task as of any other that has enough."""
-    tasks: dict[str, list[int]] = {}
+def _draw_by_task(
+    pairs: list[tuple[TextPair, str]], count: int, weights: Mapping[str, float], draw: random.Random
+) -> list[tuple[TextPair, str]]:
+    """As `_draw`, each task's part being as its weight (1 if not given), or all it has where that is less."""
+    places: dict[str, list[int]] = {}
     for place, (_, task) in enumerate(pairs):
-        tasks.setdefault(task, []).append(place)
+        places.setdefault(task, []).append(place)
+    weight = {task: weights.get(task, 1.0) for task in places}
     chosen: list[int] = []
-    for number, places in enumerate(sorted(tasks.values(), key=len)):  # what the small ones leave is for the others
-        chosen += _draw(places, (count - len(chosen)) // (len(tasks) - number), draw)
+    by_need = sorted(places, key=lambda task: len(places[task]) / weight[task])
+    for number, task in enumerate(by_need):  # what the small ones leave is for the others
+        left = sum(weight[other] for other in by_need[number:])
+        chosen += _draw(places[task], int((count - len(chosen)) * weight[task] / left), draw)
     return [pairs[place] for place in sorted(chosen)]
 
 

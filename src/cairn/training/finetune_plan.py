@@ -131,7 +131,7 @@ class AdapterPlan(MethodPlan):
     Args:
         share: of tokens_total, the global phase taken off; the shares of a stack sum to 1.
         rank, scale, dropout, targets: instead of those in `lora`.
-        balance, limit, distinct, even: which gold training pairs it has; see `data.examples.adapter_pairs`.
+        balance, limit, distinct, even, weights: which gold training pairs it has; see `data.examples.adapter_pairs`.
         (others): see the base class; in the global phase the stack's own hold.
     """
 
@@ -144,6 +144,7 @@ class AdapterPlan(MethodPlan):
     limit: int | None = Field(default=None, ge=1)
     distinct: bool | Annotated[int, Field(ge=1)] = False
     even: bool = False
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 
 class _Phase(StrictModel):

@@ -10,7 +10,7 @@
     1 6 9-13            where is Mary
     2                   who has the milk; where is John
     3                   who took the milk to the office; whence John took the milk to the office
-    4                   what is west of the office
+    4                   what is west of the office, what the office is east of
     5                   the question in its own words
     7 8                 what is John holding
     14                  when was John in the office; where was John yesterday or this morning

@@ -58,7 +58,8 @@ class GoldPairs:
             plan = training.adapters.get(name, AdapterPlan())
             choice = {"balance": plan.balance, "distinct": plan.distinct, "seed": training.seed}
             view = _Dropout(spec, training.handoff_dropout, training.seed)
-            self.training[name] = adapter_pairs(view, name, examples, limit=plan.limit, even=plan.even, **choice)
+            drawn = {"limit": plan.limit, "even": plan.even, "weights": plan.weights}
+            self.training[name] = adapter_pairs(view, name, examples, **drawn, **choice)
             self.validation[name] = adapter_pairs(spec, name, held_out, limit=VALIDATION_PAIRS, **choice)
             self.dropout[name] = {"hand_offs": view.seen_count, "dropped": view.dropped_count}
 
