@@ -118,11 +118,6 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
             ["The office is east of the attic.", "The hall is south of the office.", "The garden is west of the hall."],
             (NONE, "hall north", "hall north"),
         ),
-        (
-            notes.room_on("east", "hall"),
-            ["The hall is east of the garden.", "The hall is west of the office.", "The kitchen is north of the hall."],
-            (NONE, "office", "office"),
-        ),
     ],
 )  # fmt: skip
 def test_notes_sentence_by_sentence(reading: notes.Reading, sentences: list[str], made: tuple[str, ...]) -> None:

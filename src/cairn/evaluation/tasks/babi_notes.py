@@ -40,7 +40,6 @@ __all__ = [
     "mood_of",
     "neighbours",
     "place_at_last",
-    "room_on",
     "taken_from",
     "taken_to",
     "time_at",
@@ -291,15 +290,6 @@ def bigger_things(known: Sequence[str]) -> Reading:
         return note
 
     return Reading(f"what is bigger than the {' or the '.join(known)}", step)
-
-
-def room_on(side: str, of: str) -> Reading:
-    """The room on a side of a room: "garden". Asked in both wordings, so that reading need not turn a side round."""
-
-    def step(note: str, sentence: str) -> str:
-        return next((a for a, there, b in _both_ways(sentence) if (there, b) == (side, of)), note)
-
-    return Reading(f"what is {side} of the {of}, what the {of} is {OPPOSITE[side]} of", step)
 
 
 def neighbours(of: str) -> Reading:

@@ -10,7 +10,7 @@
     1 6 9-13            where is Mary
     2                   who has the milk; where is John
     3                   who took the milk to the office; whence John took the milk to the office
-    4                   what is west of the office, what the office is east of
+    4                   what is next to the office
     5                   the question in its own words
     7 8                 what is John holding
     14                  when was John in the office; where was John yesterday or this morning
@@ -181,11 +181,12 @@ def _what_held(person: str) -> _Plan:
 
 
 def _what_is(side: str, of: str) -> _Plan:
-    return _found((yield notes.room_on(side, of)))
+    beside = _sides((yield notes.neighbours(of)))
+    return {where: room for room, where in beside.items()}[side]
 
 
 def _what_of(what: str, side: str) -> _Plan:
-    return _found((yield notes.room_on(OPPOSITE[side], what)))
+    return (yield from _what_is(OPPOSITE[side], what))
 
 
 def _person_before(person: str, place: str) -> _Plan:
