@@ -327,7 +327,7 @@ def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
         adapter_pairs(SPEC, "holder", examples, even=True)
     with pytest.raises(DataError, match="weights are of the parts that even draws: 'holder'"):
         adapter_pairs(SPEC, "holder", examples, limit=9, weights={"a": 2.0})
-    with pytest.raises(DataError, match=r"weights name a task that no example has.*'d'.*Allowed: a, b, c"):
+    with pytest.raises(DataError, match=r"weights of adapter 'holder' name a task .*: 'd'.*Allowed: a, b, c"):
         adapter_pairs(SPEC, "holder", examples, limit=9, even=True, weights={"d": 2.0})
 
 

@@ -118,6 +118,11 @@ def test_a_step_depends_on_what_a_call_sees_and_nothing_else() -> None:
             ["The office is east of the attic.", "The hall is south of the office.", "The garden is west of the hall."],
             (NONE, "hall north", "hall north"),
         ),
+        (
+            notes.neighbours("hall"),
+            ["The hall is east of the garden.", "The office is east of the hall.", "The den is north of the attic."],
+            ("garden west", "garden west, office east", "garden west, office east"),
+        ),
     ],
 )  # fmt: skip
 def test_notes_sentence_by_sentence(reading: notes.Reading, sentences: list[str], made: tuple[str, ...]) -> None:

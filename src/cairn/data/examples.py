@@ -268,8 +268,8 @@ def adapter_pairs(
     tasks = sorted({example.task for example in examples})
     for task in weights:
         if task not in tasks:
-            unknown = f"weights name a task that no example has{did_you_mean(task, tasks)}"
-            raise DataError(unknown, value=task, allowed=", ".join(tasks))
+            unknown = f"weights of adapter {adapter!r} name a task that no example has{did_you_mean(task, tasks)}"
+            raise DataError(unknown, value=task, allowed=", ".join(tasks), next="drop or correct it")
     draw = random.Random(seed)
     fields = [gold_fields(spec, example) for example in examples]
     pairs: list[tuple[TextPair, str]] = []  # each with its task
