@@ -27,6 +27,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks.rows import finish, row
+from cairn.bases import pick_precision
 from cairn.data.examples import adapter_pairs, read_examples
 from cairn.engines.torch_engine import TorchEngine
 from cairn.models.tokenization import train_bpe
@@ -108,13 +109,14 @@ def plain_training(base: Path, stack: StackSpec, steps: int) -> float:
     pairs = encode_pairs(tokenizer, adapter_pairs(stack, "answer", examples), 2048)
     batches = PairBatches(pairs, batch_tokens=stack.training["batch_tokens"], steps=WARM + steps, pad_id=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.0)
+    mixed = pick_precision("auto", torch.device("cpu")) == "bf16"  # as the recipe's precision: auto
     model.train()
     found = []
     for step in range(WARM + steps):
         batch = {name: torch.from_numpy(values) for name, values in batches.batch(step).items()}
         tokens = batches.tokens_until(step + 1) - batches.tokens_until(step)
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
         loss.backward()

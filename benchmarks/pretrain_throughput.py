@@ -2,9 +2,11 @@
 
     python -m benchmarks.pretrain_throughput [--quick]
 
-Both sides: the same decoder shape (no QK-norm, which Llama lacks), batches, AdamW, bf16 autocast, gradient clipping.
+Both sides: the same decoder shape (no QK-norm, which Llama lacks), batches, AdamW, gradient clipping, and
+precision: bf16 autocast where the CPU multiplies it natively, else fp32.
 The two sides take turns, so that a drift of the machine hits both; medians over the turns. The ceiling is the best of
-a few bf16 matrix products, measured first. A third line is Cairn's loop with torch.compile, beside the same reference.
+a few matrix products of that precision, measured first.
+A third line is Cairn's loop with torch.compile, beside the same reference.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pydantic import BaseModel
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.rows import finish, row
+from cairn.bases import pick_precision
 from cairn.models import CairnForCausalLM
 from cairn.models.accounting import flops_per_token
 from cairn.models.export import to_llama
@@ -32,6 +35,7 @@ from cairn.training.objectives import next_token
 from cairn.training.optim import OptimizerConfig, ScheduleConfig, build_optimizers
 
 ROWS, LENGTH = 8, 256
+PRECISION = pick_precision("auto", torch.device("cpu"))
 WARM = 2  # steps at the start of each turn that do not count
 
 
@@ -51,10 +55,10 @@ class Nothing(BaseModel):
 
 
 def ceiling_gflops(seconds: float) -> float:
-    """Returns the best rate of bf16 matrix products of training-like and square shapes."""
-    best = 0.0
+    """Returns the best rate of matrix products in the training's precision, of training-like and square shapes."""
+    best, dtype = 0.0, torch.bfloat16 if PRECISION == "bf16" else torch.float32
     for n, k, m in ((2048, 2048, 2048), (4096, 384, 1024), (8192, 256, 1024)):
-        a, b = torch.randn(n, k).bfloat16(), torch.randn(k, m).bfloat16()
+        a, b = torch.randn(n, k, dtype=dtype), torch.randn(k, m, dtype=dtype)
         a @ b
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
@@ -85,7 +89,7 @@ def plain(model: PreTrainedModel, steps: int) -> float:
     for step in range(WARM + steps):
         began = time.perf_counter()
         batch = {name: torch.from_numpy(values) for name, values in batches.batch(step).items()}
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
         loss.backward()
@@ -103,7 +107,7 @@ def main() -> int:
     quick = parser.parse_args().quick
     turns, steps = (5, 4) if quick else (9, 12)
     ceiling = ceiling_gflops(0.5 if quick else 2.0)
-    print(f"bf16 matrix products: {ceiling:,.0f} GFLOP/s, {torch.get_num_threads()} threads")
+    print(f"{PRECISION} matrix products: {ceiling:,.0f} GFLOP/s, {torch.get_num_threads()} threads")
     rows = []
     for preset in ("5m", "10m"):
         config = preset_config(preset, qk_norm=False, zero_init_projections=False)
@@ -130,8 +134,8 @@ def main() -> int:
                   f"{share:.0%} of the ceiling; plain transformers {reference:,.0f}")
             rows.append(row(
                 f"{preset}, {name}", "tokens/s", median, reference, "plain transformers LlamaForCausalLM loop", 0.95,
-                share_of_bf16_ceiling=share, ceiling_gflops=ceiling, turns=turns,
-                spread=[min(rates[name]), max(rates[name])],
+                precision=PRECISION, ceiling_gflops=ceiling, turns=turns,
+                spread=[min(rates[name]), max(rates[name])], **{f"share_of_{PRECISION}_ceiling": share},
             ))
     return finish("pretrain_throughput", rows)
 

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cairn.bases import load_base, load_tokenizer, pick_device, pick_dtype, resolve_base
+from cairn.bases import (
+    _tell_emulated,
+    load_base,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    pick_precision,
+    resolve_base,
+)
 from cairn.errors import AdapterError, CheckpointError, TokenizerError
 from cairn.identity import base_identity, check_adapter, model_identity, same_base
 from tests.engines.tiny_models import save_adapter, save_base, tiny_llama, tiny_tokenizer
@@ -149,3 +157,17 @@ def test_damaged_adapter_card(saved: Path, tmp_path: Path) -> None:
     (adapter / "cairn_adapter.json").write_text(json.dumps({}))
     with pytest.raises(AdapterError, match="the adapter is damaged"):
         check_adapter(adapter, base_identity(saved), shapes)
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_training_multiplies_as_the_cpu_does_fast(monkeypatch, caplog, native, precision):
+    monkeypatch.setattr("cairn.bases._cpu_has", lambda probe: native)
+    _tell_emulated.cache_clear()
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) == precision
+    assert pick_precision("fp32", cpu) == pick_precision("none", cpu) == "fp32"
+    assert not caplog.records, "nothing to warn of"
+    assert [pick_precision("bf16", cpu) for _ in range(2)] == ["bf16", "bf16"], "what is asked for is done"
+    told = ["this CPU emulates bf16, many times slower than fp32; precision auto takes what it multiplies fast"]
+    assert [record.getMessage() for record in caplog.records] == ([] if native else told)
+    assert pick_precision("auto", torch.device("mps")) == "fp32"

@@ -198,15 +198,16 @@ def ablation(result: Mapping[str, Any]) -> str:
 
 
 def throughput(result: Mapping[str, Any]) -> str:
+    precision = result["rows"][0].get("precision", "bf16")
     rows = [
         [row["case"], f"{row['ours']:,.0f}", f"{row['reference']:,.0f}", f"{row['ratio']:.2f}",
-         f"{row['share_of_bf16_ceiling']:.0%}"]
+         f"{row[f'share_of_{precision}_ceiling']:.0%}"]
         for row in result["rows"]
     ]  # fmt: skip
     ceiling = result["rows"][0]["ceiling_gflops"]
-    return f"""Machine: {result['machine']}; best bf16 matrix product {ceiling:,.0f} GFLOP/s.
+    return f"""Machine: {result['machine']}; best {precision} matrix product {ceiling:,.0f} GFLOP/s.
 
-{table(['case', 'Cairn tokens/s', 'plain transformers tokens/s', 'ratio', 'share of the bf16 ceiling'], rows)}
+{table(['case', 'Cairn tokens/s', 'plain transformers tokens/s', 'ratio', f'share of the {precision} ceiling'], rows)}
 """
 
 

@@ -11,9 +11,11 @@ model's: both are errors here. Torch and transformers are imported inside the fu
 from __future__ import annotations
 
 import json
+import logging
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cairn.errors import CairnError, CheckpointError, TokenizerError
 
@@ -31,9 +33,12 @@ __all__ = [
     "load_tokenizer",
     "pick_device",
     "pick_dtype",
+    "pick_precision",
     "resolve_base",
     "weight_files",
 ]
+
+logger = logging.getLogger(__name__)
 
 _EMBEDDED = "embedded:"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -246,11 +251,36 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return names[dtype]
     if dtype != "auto":
         raise CheckpointError("unknown dtype", value=dtype, allowed=f"auto, {', '.join(names)}", next="use dtype=auto")
+    return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+
+
+def pick_precision(precision: str, device: torch.device) -> Literal["bf16", "fp32"]:
+    """Returns how a training multiplies on a device: under bfloat16 autocast, or in float32.
+
+    "auto" is bf16 where `pick_dtype` would choose bfloat16, and fp32 elsewhere. An emulated bf16 that is asked for by
+    name is used, with a warning in the log: a CPU without it can be a hundred times slower so than in fp32.
+
+    Args:
+        precision: "auto", "bf16" or "fp32"; "none", as the pretraining loop calls it, is fp32.
+        device: what the training runs on.
+    """
+    native = _multiplies_bf16(device)
+    if precision == "bf16" and device.type == "cpu" and not native:
+        _tell_emulated()
+    return "bf16" if precision == "bf16" or (precision == "auto" and native) else "fp32"
+
+
+@lru_cache(maxsize=1)  # once a process
+def _tell_emulated() -> None:
+    logger.warning("this CPU emulates bf16, many times slower than fp32; precision auto takes what it multiplies fast")
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    import torch
+
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and (_cpu_has("_is_avx512_bf16_supported") or _cpu_has("_is_amx_tile_supported")):
-        return torch.bfloat16
-    return torch.float32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (_cpu_has("_is_avx512_bf16_supported") or _cpu_has("_is_amx_tile_supported"))
 
 
 def _cpu_has(probe: str) -> bool:

@@ -95,6 +95,21 @@ def test_base_is_bit_identical_afterwards_and_takes_the_next_adapter(base, token
     assert not [w for w in recwarn if "second time" in str(w.message)]
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_auto_is_recorded_as_what_it_became(base, tokenizer, tmp_path, monkeypatch, native):
+    monkeypatch.setattr("cairn.bases._cpu_has", lambda probe: native)
+    became = "bf16" if native else "fp32"
+    train_adapter(base, tokenizer, PAIRS, toy_config(precision="auto", steps=3), tmp_path / "a")
+    card = json.loads((tmp_path / "a" / "cairn_adapter.json").read_text())
+    assert card["config"]["precision"] == became
+    train_adapter(base, tokenizer, PAIRS, toy_config(precision=became, steps=3), tmp_path / "b")
+    auto, named = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    assert all(torch.equal(auto[key], named[key]) for key in auto)
+    monkeypatch.setattr("cairn.bases._cpu_has", lambda probe: not native)
+    with pytest.raises(ConfigError, match="trained with other settings"):  # on a machine of another kind
+        train_adapter(base, tokenizer, PAIRS, toy_config(precision="auto", steps=3), tmp_path / "a")
+
+
 def test_base_is_left_clean_when_training_fails(base, tokenizer, tmp_path):
     modules = [name for name, _ in base.named_modules()]
     with pytest.raises(EngineError, match="loss is not finite"):

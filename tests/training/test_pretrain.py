@@ -70,6 +70,16 @@ def straight(tmp_path_factory):
     return folder, said
 
 
+def test_autocast_auto_is_recorded_as_what_it_became(tmp_path, monkeypatch):
+    monkeypatch.setattr("cairn.bases._cpu_has", lambda probe: False)
+    path = recipe(tmp_path, loop={"log_every": 1}, steps=2)
+    pretrain(load_config(PretrainRecipe, path), tmp_path / "run", recipe_folder=tmp_path, say=lambda line: None)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["loop"]["autocast"] == "none"
+    monkeypatch.setattr("cairn.bases._cpu_has", lambda probe: True)
+    with pytest.raises(ConfigError, match="loop.autocast was 'none', is 'bf16'"):
+        pretrain(load_config(PretrainRecipe, path), tmp_path / "run", recipe_folder=tmp_path, say=lambda line: None)
+
+
 def test_leaves_a_model_that_loads_scores_and_speaks(straight):
     folder, said = straight
     model_folder = folder / "run" / "model"

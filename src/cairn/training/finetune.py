@@ -24,6 +24,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cairn.bases import pick_precision
 from cairn.config import StrictModel
 from cairn.errors import AdapterError, ConfigError
 from cairn.files import atomic_folder, sha256_file, sha256_json, write_json, write_text
@@ -146,6 +147,8 @@ def train_adapter(
     """
     out = Path(out)
     name = name or out.name
+    device = model.get_input_embeddings().weight.device
+    config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
     folder = Path(run) if run is not None else out.with_name(f".{out.name}.run")
     identity = dict(base) if base is not None else model_identity(model, tokenizer)
     settings = adapter_run(name, config, identity, pairs, start)
@@ -165,7 +168,6 @@ def train_adapter(
     records = RunFolder(folder, settings, seed=config.seed)
     if latest_checkpoint(records.path / "checkpoints") is None:
         records.trim_metrics(0)  # killed before the first checkpoint: every step is logged anew
-    device = next(model.parameters()).device
     probe = {key: torch.from_numpy(value).to(device) for key, value in batches.batch(0).items()}
     objective = choose_objective(model, {key: value[:_PROBE_PAIRS] for key, value in probe.items()})
     with (

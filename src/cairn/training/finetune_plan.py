@@ -74,7 +74,8 @@ class _Method(StrictModel):
         warmup: share of the steps in which the learning rate rises from zero.
         weight_decay: AdamW's.
         clip: largest norm of the gradient.
-        precision: "bf16" autocast, or "fp32".
+        precision: "bf16" autocast, "fp32", or "auto": what the device multiplies fast (`bases.pick_precision`). A
+            record of a training says which of the two it was.
         seed: of the adapter's start, the order of the pairs and dropout.
         evaluate_every: steps between evaluations on held-out pairs; None for a quarter of the steps, however few
             they are. The last step always has one.
@@ -88,7 +89,7 @@ class _Method(StrictModel):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     evaluate_every: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)

@@ -3,7 +3,7 @@
     for step in steps:
         rows = batches.batch(step)                 a pure function of the step: resuming needs only its number
         for micro in rows:                         gradient accumulation
-            loss_sum = objective(model, micro)     bf16 autocast
+            loss_sum = objective(model, micro)     bf16 autocast where it is fast
             (loss_sum / global targets).backward()
         all-reduce gradients over processes        torchrun; nothing to do with one
         clip, optimizer step under the schedule
@@ -32,6 +32,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
+from cairn.bases import pick_precision
 from cairn.config import StrictModel
 from cairn.errors import EngineError
 from cairn.progress import Progress
@@ -51,7 +52,7 @@ class LoopConfig(StrictModel):
         micro_rows: rows of one forward pass; the batch is split into as many as needed. None = the whole batch.
             Where rows are shorter than the full length, as many more are taken.
         grad_clip: largest global gradient norm; None = no clipping.
-        autocast: `bf16` or `none`.
+        autocast: `bf16`, `none`, or `auto`: what the device multiplies fast (`bases.pick_precision`).
         compile: torch.compile of the objective; costs a minute at the start, pays in long runs of fixed shape.
         log_every, eval_every, checkpoint_every: in steps; 0 = only at the end (evaluation, checkpoint) or never (log).
         keep: checkpoints kept.
@@ -59,7 +60,7 @@ class LoopConfig(StrictModel):
 
     micro_rows: int | None = Field(None, ge=1)
     grad_clip: float | None = Field(1.0, gt=0)
-    autocast: Literal["bf16", "none"] = "bf16"
+    autocast: Literal["auto", "bf16", "none"] = "auto"
     compile: bool = False
     log_every: int = Field(10, ge=0)
     eval_every: int = Field(0, ge=0)
@@ -138,7 +139,7 @@ def train(
         step, counters = load_checkpoint(newest, model, optimizers, along)
         if rank == 0:
             run.trim_metrics(step)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.autocast == "bf16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(config.autocast, device) == "bf16")
 
     def forward(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast:

@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from cairn.bases import pick_device, pick_precision
 from cairn.data.corpora import SourceConfig, iterate
 from cairn.data.decontaminate import Decontaminator
 from cairn.data.loader import PackedLoader
@@ -85,6 +86,8 @@ def pretrain(
     rank, world, device = _processes(recipe.device)
     root = Path(recipe_folder) / (recipe.data.root or ".")
     out = Path(out)
+    autocast = "bf16" if pick_precision(recipe.loop.autocast, device) == "bf16" else "none"
+    recipe = recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"autocast": autocast})})
     if rank == 0:
         run = RunFolder(out, recipe, seed=recipe.seed)
     _barrier(world)
@@ -366,8 +369,6 @@ def _head(texts: Iterable[str], size: int) -> Iterator[str]:
 
 def _processes(device: str) -> tuple[int, int, torch.device]:
     """Joins the process group that torchrun describes; returns rank, world size and this process's device."""
-    from cairn.bases import pick_device
-
     chosen = pick_device(device)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:

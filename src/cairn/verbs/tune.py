@@ -97,7 +97,7 @@ def tune_recipe(
     """
     from transformers import AutoConfig
 
-    from cairn.bases import base_folder, load_base, pick_device
+    from cairn.bases import base_folder, load_base, pick_device, pick_precision
     from cairn.data.chat_template import prepare_chat_tokenizer
     from cairn.engines.decoding import end_ids
     from cairn.identity import base_identity
@@ -112,9 +112,10 @@ def tune_recipe(
     prepare_chat_tokenizer(tokenizer, recipe.template, end_ids(model, tokenizer))
     training, held_out, facts = _read(recipe, tokenizer, model.config, Path(recipe_folder), say)
     config = recipe.training.resolved(recipe.method, sum(pair.tokens for pair in training))
+    config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
     settings = _TuneRun(
-        recipe=recipe.model_dump(mode="json"), base=base_identity(base), template=str(tokenizer.chat_template),
-        data_sha256=facts["sha256"],
+        recipe=recipe.model_dump(mode="json"), precision=config.precision, base=base_identity(base),
+        template=str(tokenizer.chat_template), data_sha256=facts["sha256"],
     )  # fmt: skip
     run = RunFolder(out, settings, seed=config.seed)
     if run.finished:
@@ -148,6 +149,7 @@ class _TuneRun(StrictModel):
     """Everything that decides the weights: two runs are the same if these are equal."""
 
     recipe: dict[str, Any]
+    precision: str
     base: dict[str, Any]
     template: str
     data_sha256: str

@@ -90,6 +90,7 @@ class StackTrainer:
         if not self.adapters:
             raise ConfigError(self.source, ["every stage is a rule, so that there is nothing to train"])
         readers = reading_stages(spec)
+        self._readers = readers
         self.settings: StackTraining = stack_training(spec.training, self.adapters, self.source, readers)
         self.phases = plan_phases(self.settings, self.adapters, readers)
         self.singles = [name for name in COMPARATORS if comparators or comparator_folder(out, name).exists()]
@@ -112,7 +113,7 @@ class StackTrainer:
         self._read_examples()
         _make_folder(self.out)
 
-        from cairn.bases import load_base
+        from cairn.bases import load_base, pick_precision
         from cairn.identity import base_identity
 
         place = self.spec.base_place
@@ -122,6 +123,11 @@ class StackTrainer:
         self._model: PreTrainedModel | None
         self._tokenizer: PreTrainedTokenizerBase
         self._model, self._tokenizer = load_base(place, dtype="float32", device=self.device)
+        device = self._model.get_input_embeddings().weight.device
+        self.settings = self.settings.model_copy(
+            update={"precision": pick_precision(self.settings.precision, device)}
+        )
+        self.phases = plan_phases(self.settings, self.adapters, self._readers)
         self._context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
         check_budgets(self.spec, self._context)
         self.gold = GoldPairs(self.spec, self.settings, self.examples, self.held_out)
