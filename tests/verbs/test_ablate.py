@@ -222,6 +222,16 @@ def test_a_variant_that_is_another_or_does_not_hold_is_refused_before_anything_i
     assert "did you mean bare?" in capsys.readouterr().err
 
 
+def test_a_fault_in_a_variant_leaves_no_folder_that_stands_in_the_way(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ablate", str(recipe), "--out", str(tmp_path / "new"), "--seeds", "0"]
+    assert main([*command, "--set", "ablate.variants.new={drop: [answer]}"]) == 2
+    assert "'answer' is the answer's stage" in capsys.readouterr().err
+    assert main([*command, "--only", "bear"]) == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_compare_goes_on_in_the_same_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs after the ablation: the stack is there, and only its comparators are trained."""
     out = recipe.parent / "out"

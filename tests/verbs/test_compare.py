@@ -123,6 +123,20 @@ def test_a_finished_one_is_shown_again_and_more_seeds_cost_those_seeds_only(
     assert len(answers) > 20 and all(path.stat().st_mtime_ns == before[path] for path in answers)
 
 
+def test_no_single_adapter_is_trained_until_a_system_needs_it(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    command = [*finished[1][:2], "--out", str(tmp_path / "out"), "--seeds", "0", "--systems"]
+    assert main([*command, "base,stack"]) == 0
+    stack = tmp_path / "out" / "seed-0" / "stack"
+    kept = stack / "stages" / "find" / "adapter_model.safetensors"
+    trained = kept.stat().st_mtime_ns
+    assert not (stack / "comparators").exists() and result_of(tmp_path / "out")["systems"] == ["base", "stack"]
+    assert main([*command, "single_direct,stack"]) == 0
+    assert kept.stat().st_mtime_ns == trained, "the stack is not trained again"
+    whole = finished[0] / "seed-0" / "stack" / "comparators" / "single_direct" / "adapter_model.safetensors"
+    late = stack / "comparators" / "single_direct" / "adapter_model.safetensors"
+    assert late.read_bytes() == whole.read_bytes()
+
+
 def test_another_recipe_in_the_same_folder_is_an_error_that_says_what_differs(
     finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def ablate_recipe(
     """
     recipe = resolved_recipe(recipe)
     scorer = experiment_task(recipe)
+    _chosen(plan_variants(recipe.stack, recipe.ablate, lambda group: 1), only)  # a faulty one leaves nothing behind
     run = RunFolder(out, run_settings(recipe), seed=recipe.compare.seed)
     opened = engine or (lambda seed, adapters: open_engine(seed, adapters, device=device))
     with SpentSeconds(out / "ablate" / "seconds.json") as spent:

@@ -46,7 +46,7 @@ from cairn.verbs.comparison.experiment import (
     train_stack,
     trained_seeds,
 )
-from cairn.verbs.comparison.recipe import CompareSettings, ExperimentRecipe, load_recipe
+from cairn.verbs.comparison.recipe import COMPARATORS, CompareSettings, ExperimentRecipe, load_recipe
 from cairn.verbs.spent_seconds import SpentSeconds
 
 __all__ = ["LookSettings", "compare", "compare_folders", "compare_recipe"]
@@ -193,11 +193,13 @@ def compare_recipe(
             f"{counts['test']:,} test questions -> {out / 'data'}"
         )
         seeds = []
+        asked = set(COMPARATORS).intersection(settings.systems or COMPARATORS)
         for seed in settings.seeds:
             say(f"2 train     seed {seed}")
             seeds.append(
                 train_stack(
-                    recipe.stack, examples, out / f"seed-{seed}" / "stack", seed, jobs=jobs, device=device,
+                    recipe.stack, examples, out / f"seed-{seed}" / "stack", seed,
+                    comparators=bool(asked - {"base"}), jobs=jobs, device=device,
                     say=lambda text: say(f"            {text}"),
                 )
             )  # fmt: skip
