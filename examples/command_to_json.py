@@ -1,14 +1,15 @@
 """A user's command becomes a checked JSON call, with a stack that was trained on SNIPS.
 
-    cairn finetune recipes/snips.yaml ...      (or take OUT/seed-0/stack of `cairn compare recipes/snips.yaml`)
-    python examples/command_to_json.py STACK --names snips_train.jsonl.xz "put the quiet hour on my evening list"
-    python examples/command_to_json.py STACK --names snips_train.jsonl.xz    commands from standard input
+    python examples/command_to_json.py "put the quiet hour on my evening list"
+    python examples/command_to_json.py < commands.txt
+    python examples/command_to_json.py --stack OUT/seed-0/stack --names snips_train.jsonl.xz "play some jazz"
 
 Prints one line a command: the call as JSON, or why it is refused, and the milliseconds from text to checked call. A
 call is refused if a stage broke its contract, a slot does not belong to the intent, a value does not stand in the
-command, or the command is too long. `--names` is a file of commands with their slots, from which the list of known
-names is made; without it the stack does without such a list. The exit status is 1 if any was refused. `--repeat N` asks
-everything N times and ends with the median and the slowest.
+command, or the command is too long. The stack is the one beside this file, examples/snips, or another that `cairn
+compare recipes/snips.yaml` left. `--names` is its list of known names, or a file of commands with their slots that
+makes one; a stack with a names.jsonl.xz of its own takes that, any other does without. The exit status is 1 if any
+command was refused. `--repeat N` asks everything N times and ends with the median and the slowest.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from cairn.evaluation.textfiles import read_rows
 from cairn.stacks.runner import Runner
 from cairn.stacks.trace import Trace
 from cairn.verbs.run import open_engine, open_stack
+
+SHIPPED = Path(__file__).with_name("snips")
 
 # intent -> the slots that its commands fill in SNIPS
 SLOTS_OF: dict[str, set[str]] = {
@@ -74,6 +77,14 @@ def _texts(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
+def known_names(path: Path | None) -> Lexicon | None:
+    """Returns the list in a file that `Lexicon.save` wrote, or the one that a file of commands makes."""
+    if path is None:
+        return None
+    saved = "words" in next(read_rows(path), {})
+    return Lexicon.load(path) if saved else Lexicon(list(read_rows(path)))
+
+
 def inputs(command: str, names: Lexicon | None) -> dict[str, str]:
     """Returns the inputs of the stack for a command."""
     return {"command": command, "known": (names or Lexicon([])).known(command)}
@@ -102,14 +113,14 @@ def answer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A user's command becomes a checked JSON call.")
-    parser.add_argument("stack", help="the trained stack folder")
+    parser.add_argument("--stack", type=Path, default=SHIPPED, help="a trained stack folder; by default examples/snips")
     parser.add_argument("command", nargs="*", help="a command; without any, lines of standard input")
-    parser.add_argument("--names", type=Path, help="JSON lines with text and slots, as SNIPS has them")
+    parser.add_argument("--names", type=Path, help="a list of names, or JSON lines as SNIPS has them")
     parser.add_argument("--repeat", type=int, default=1, help="ask every command so often")
     given = parser.parse_intermixed_args(arguments)  # options may stand before the commands
     spec = open_stack(given.stack)
     runner = Runner(spec, open_engine(spec, device="cpu"))
-    names = Lexicon(list(read_rows(given.names))) if given.names else None
+    names = known_names(given.names or next(given.stack.glob("names.jsonl.xz"), None))
     runner.run([inputs("play some music", names)])  # the first call sets things up that later ones find
     refused, times = answer(runner, given.command or sys.stdin, max(1, given.repeat), names)
     if len(times) > 1:

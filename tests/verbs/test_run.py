@@ -263,11 +263,17 @@ def test_one_bad_question_of_many_is_named_and_the_others_kept(
     monkeypatch.setattr(run_module, "open_engine", lambda spec, **settings: Narrow(REPLIES, adapters=ADAPTERS))
     questions = many(tmp_path / "in.jsonl", 4, q2={"story": "too long."})
     out = tmp_path / "out.jsonl"
-    code, error = error_of(capsys, stack, "--input", questions, "--output", out)
-    assert code == 2
-    assert "question q2: the input is longer than the model's context: 99 tokens" in error
-    assert "the answers before it are kept" in error
-    assert [from_json(line).id for line in out.read_text().splitlines()] == ["q0", "q1"]
+    reason = "the input is longer than the model's context: 99 tokens. Allowed: 64 tokens"
+    for again in range(2):  # the second call finds every line there, and still says so
+        code, error = error_of(capsys, stack, "--input", questions, "--output", out)
+        assert code == 2 and f"1 of 4 questions were refused, the first: question q2: {reason}" in error, again
+        lines = out.read_text().splitlines()
+        assert len(lines) == 4 and [from_json(lines[place]).id for place in (0, 1, 3)] == ["q0", "q1", "q3"]
+        row = json.loads(lines[2])
+        assert (row["id"], row["answer"], row["error"], row["inputs"]["story"]) == ("q2", None, reason, "too long.")
+    short = tmp_path / "short.jsonl"
+    assert error_of(capsys, stack, "--input", questions, "--output", short, "--compact")[0] == 2
+    assert [json.loads(line)["answer"] for line in short.read_text().splitlines()] == ["office"] * 2 + [None, "office"]
 
 
 @pytest.mark.parametrize(

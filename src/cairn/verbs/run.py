@@ -73,6 +73,9 @@ def run(
 
       cairn run runs/demo/stack --input questions.jsonl --output answers.jsonl
 
+    A question that cannot be asked, one longer than the model reads for example, gets a line with "error" in the place
+    of an answer; the others are answered, and the command ends with exit code 2.
+
     An output that breaks its stage's contract is asked for once more (stage.retries), then used as it is and recorded
     in the trace, as are a rule that fails and a loop that had to be ended.
     """
@@ -90,13 +93,20 @@ def run(
     if text is not None or field or as_json:
         raise InputError("--input brings its own questions", allowed="no TEXT, --field or --json beside it")
     questions = _read_questions(spec, input)
-    done = _answered(spec, questions, output)
+    done, refused = _answered(spec, questions, output)
     with _open_append(output) as file:  # before the weights: a folder without permission is known at once
         left = [question for question in questions if question.id not in done]
         if left:
             runner = Runner(spec, open_engine(spec, device=device, dtype=dtype), wave=wave)
-            _run_many(runner, left, file, output, wave, compact, len(done))
-    print(f"{len(questions):,} answers in {output}" + (f" ({len(done):,} were there)" if done else ""))
+            refused |= _run_many(runner, left, file, output, wave, compact, len(done))
+    answers = len(questions) - len(refused)
+    print(f"{answers:,} answers in {output}" + (f" ({len(done):,} were there)" if done else ""))
+    if refused:
+        name, why = next(iter(refused.items()))
+        raise InputError(
+            f"{len(refused):,} of {len(questions):,} questions were refused, the first: question {name}: {why}",
+            next=f"their lines in {output} have \"error\"; correct them and ask for them with another --output",
+        )
 
 
 def open_stack(stack: str, overrides: Sequence[str] = (), *, base: str | None = None) -> StackSpec:
@@ -204,13 +214,14 @@ def _read_questions(spec: StackSpec, path: Path) -> list[_Question]:
     return questions
 
 
-def _answered(spec: StackSpec, questions: Sequence[_Question], output: Path) -> set[str]:
-    """Returns the ids answered by an earlier call, and cuts off a line that it left unfinished."""
+def _answered(spec: StackSpec, questions: Sequence[_Question], output: Path) -> tuple[set[str], dict[str, str]]:
+    """Returns the ids that an earlier call did and why it refused some; cuts off a line that it left unfinished."""
     if not output.is_file():
-        return set()
+        return set(), {}
     other = "choose another --output, or delete this file"
     by_id = {question.id: question for question in questions}
     done: set[str] = set()
+    refused: dict[str, str] = {}
     try:
         rows, data = read_jsonl(output), output.read_bytes()
     except (OSError, UnicodeDecodeError) as error:
@@ -224,6 +235,7 @@ def _answered(spec: StackSpec, questions: Sequence[_Question], output: Path) -> 
         if row.get("stack", spec.name) != spec.name:
             raise DataError(f"{output} holds answers of another stack", value=row["stack"], next=other)
         done.add(name)
+        refused |= {name: row["error"]} if row.get("error") else {}
     if whole < len(data):
         if not _LINE_START.startswith(data[whole:][: len(_LINE_START)]):
             raise DataError("this file holds something else than answers", value=str(output), next=other)
@@ -231,7 +243,7 @@ def _answered(spec: StackSpec, questions: Sequence[_Question], output: Path) -> 
             os.truncate(output, whole)
         except OSError as error:
             raise storage_error(error, output) from error
-    return done
+    return done, refused
 
 
 def _open_append(path: Path) -> FileIO:
@@ -244,42 +256,45 @@ def _open_append(path: Path) -> FileIO:
 
 def _run_many(
     runner: Runner, left: Sequence[_Question], file: FileIO, path: Path, wave: int, compact: bool, before: int
-) -> None:
-    broken = 0
+) -> dict[str, str]:
+    """Answers the questions that are left; returns why it refused some."""
+    broken, refused = 0, {}
     with Progress("run", before + len(left), unit="question", start=before) as progress:
         for start in range(0, len(left), wave):
-            chunk = left[start : start + wave]
-            for traces in _traces(runner, chunk):
-                broken += sum(len(trace.violations) for trace in traces)
-                _append(file, path, traces, compact)
-                progress.advance(len(traces), violations=broken)
+            for made in _traces(runner, left[start : start + wave]):
+                refused |= {question.id: why for question, why in made if isinstance(why, str)}
+                broken += sum(len(trace.violations) for _, trace in made if isinstance(trace, Trace))
+                _append(file, path, [_line(runner.spec, *one, compact) for one in made])
+                progress.advance(len(made), violations=broken, **({"refused": len(refused)} if refused else {}))
+    return refused
 
 
-def _traces(runner: Runner, chunk: Sequence[_Question]) -> Iterable[list[Trace]]:
-    """Yields the traces of a wave; if one question cannot be run, those before it and then an error that names it."""
+def _traces(runner: Runner, chunk: Sequence[_Question]) -> Iterable[list[tuple[_Question, Trace | str]]]:
+    """Yields the questions of a wave with their traces, one by one where one of them is refused, with its reason."""
     try:
         traces = runner.run([question.inputs for question in chunk], ids=[question.id for question in chunk])
-    except InputError:
-        for question in chunk:
-            try:
-                traces = runner.run([question.inputs], ids=[question.id])
-            except InputError as error:
-                raise InputError(
-                    f"question {question.id}: {error.what}", value=error.value, allowed=error.allowed,
-                    next=f"{error.next or 'correct it'}; the answers before it are kept",
-                ) from None  # fmt: skip
-            yield traces
+        yield list(zip(chunk, traces, strict=True))
         return
-    yield traces
+    except InputError:
+        pass
+    for question in chunk:
+        try:
+            yield [(question, runner.run([question.inputs], ids=[question.id])[0])]
+        except InputError as error:
+            yield [(question, str(error))]
 
 
-def _append(file: FileIO, path: Path, traces: Sequence[Trace], compact: bool) -> None:
-    lines = [
-        json.dumps({"id": trace.id, "answer": trace.answer, "violations": trace.violations}, ensure_ascii=False)
-        if compact
-        else to_json(trace)
-        for trace in traces
-    ]
+def _line(spec: StackSpec, question: _Question, made: Trace | str, compact: bool) -> str:
+    if isinstance(made, Trace) and not compact:
+        return to_json(made)
+    if isinstance(made, Trace):
+        row = {"id": made.id, "answer": made.answer, "violations": made.violations}
+    else:
+        row = {"id": question.id, "stack": spec.name, "inputs": question.inputs, "answer": None, "error": made}
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _append(file: FileIO, path: Path, lines: Sequence[str]) -> None:
     rest = memoryview("".join(line + "\n" for line in lines).encode())
     try:
         while rest:

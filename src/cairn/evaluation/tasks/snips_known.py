@@ -10,11 +10,16 @@ or the model would learn that every name is on the list.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from cairn.errors import DataError
 from cairn.evaluation.tasks.snips_frames import short_slot
+from cairn.evaluation.textfiles import read_rows
+from cairn.files import write_text
 
 __all__ = ["Lexicon"]
 
@@ -38,6 +43,38 @@ class Lexicon:
             for words, name in _values(row):
                 self._slots[words][name] += 1
         self._uses = Counter(words for row in rows for _, words in _parts(row["text"]) if words in self._slots)
+
+    def save(self, path: str | Path) -> None:
+        """Writes what the list knows, without the commands: a line of JSON for each name.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        lines = [
+            json.dumps({"words": " ".join(words), "slots": dict(slots), "uses": self._uses[words]})
+            for words, slots in sorted(self._slots.items())
+        ]
+        write_text(path, "\n".join(lines) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lexicon:
+        """Reads what `save` wrote, packed or not; it answers as the list that was saved.
+
+        Raises:
+            DataError: a line is not one of `save`.
+        """
+        made = cls([])
+        for number, row in enumerate(read_rows(path), start=1):
+            try:
+                words = tuple(row["words"].split())
+                made._slots[words] = Counter({str(name): int(count) for name, count in row["slots"].items()})
+                made._uses[words] = int(row["uses"])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise DataError(
+                    f"{path}, line {number}: not a name of a list", value=row,
+                    allowed='{"words": "new york", "slots": {"city": 3}, "uses": 4}',
+                ) from None  # fmt: skip
+        return made
 
     def known(self, text: str, own: Mapping[str, Any] | None = None) -> str:
         """Returns what the list knows of a command: from left to right, the longest first, no word twice.
