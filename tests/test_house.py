@@ -120,11 +120,11 @@ def test_versions_agree() -> None:
     assert needed <= {name.lower() for name in pinned}, "a core dependency has no tested version"
 
 
-def _drawn() -> dict[str, set[str]]:
-    """Reads the README's tree: folder -> names drawn inside it; folders drawn without contents are left out."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def _drawn(page: str) -> dict[str, set[str]]:
+    """Reads the tree on a page: folder -> names drawn inside it; folders drawn without contents are left out."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     block = re.search(r"^## The tree\n.*?```(?:text)?\n(.*?)```", text, re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no section `The tree` with a block"
+    assert block, f"{page} has no section `The tree` with a block"
     inside: dict[str, set[str]] = {}
     path: list[str] = []
     for line in block[1].splitlines():
@@ -154,9 +154,10 @@ def _kept(folder: Path) -> set[str]:
     return found
 
 
-def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/tree.md"])
+def test_a_tree_on_paper_is_the_tree_on_disk(page: str) -> None:
     faults = []
-    for folder, names in _drawn().items():
+    for folder, names in _drawn(page).items():
         real = _kept(ROOT / folder)
         faults += [f"draw {folder}/{name}" for name in sorted(real - names)]
         faults += [f"remove {folder}/{name}" for name in sorted(names - real)]

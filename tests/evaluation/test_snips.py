@@ -85,6 +85,23 @@ def test_the_list_knows_what_other_commands_taught() -> None:
     assert Lexicon([wet]).known(wet["text"], own=wet) == "none"
 
 
+def test_a_saved_list_of_names_knows_what_the_list_knew(tmp_path: Path) -> None:
+    tie = command("bo town by bo town", "PlayMusic", artist="bo town", track="town")
+    tie["slots"] = [{"name": "track", "start": 0, "end": 7}, {"name": "artist", "start": 11, "end": 18}]
+    rows = [ADD, RATE, FIND, tie]
+    known = Lexicon(rows)
+    known.save(tmp_path / "names.jsonl")
+    again = Lexicon.load(tmp_path / "names.jsonl")
+    for row in rows:  # among equals the first seen wins, so the order counts
+        assert again.known(row["text"]) == known.known(row["text"]) != "none"
+        assert again.known(row["text"], own=row) == known.known(row["text"], own=row)
+    with (tmp_path / "names.jsonl").open("a") as file:
+        file.write('{"words": "bo"}\n')
+    with pytest.raises(DataError, match="not a name of a list") as error:
+        Lexicon.load(tmp_path / "names.jsonl")
+    assert "line 10" in str(error.value)
+
+
 def test_no_training_command_finds_its_own_values_on_the_list(folder: Path) -> None:
     (row,) = TASK.load(folder, SnipsOptions(known=True)).train
     assert row["inputs"] == {"command": ADD["text"], "known": "none"}
