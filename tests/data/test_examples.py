@@ -325,6 +325,9 @@ def test_pairs_can_be_distinct_and_drawn_evenly_from_tasks():
     assert adapter_pairs(SPEC, "mention", examples, limit=20) == adapter_pairs(SPEC, "mention", examples, limit=20)
     with pytest.raises(DataError, match="even says how a limit is drawn, but there is none: 'holder'"):
         adapter_pairs(SPEC, "holder", examples, even=True)
+    said: list[str] = []
+    adapter_pairs(SPEC, "holder", examples, limit=43, even=True, weights={"a": 9.0, "c": 0.25}, say=said.append)
+    assert said == ["fewer pairs than weights ask for: a 3 of 37; more examples of these tasks would be drawn"]
     with pytest.raises(DataError, match="weights are of the parts that even draws: 'holder'"):
         adapter_pairs(SPEC, "holder", examples, limit=9, weights={"a": 2.0})
     with pytest.raises(DataError, match=r"weights of adapter 'holder' name a task .*: 'd'.*Allowed: a, b, c"):

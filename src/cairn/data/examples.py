@@ -227,6 +227,7 @@ def adapter_pairs(
     even: bool = False,
     weights: Mapping[str, float] | None = None,
     seed: int = 0,
+    say: Callable[[str], Any] = lambda text: None,
 ) -> list[TextPair]:
     """Renders the pairs of every call that an adapter's stages make, the earlier hand-offs being gold.
 
@@ -242,6 +243,7 @@ def adapter_pairs(
         even: draw `limit` in equal parts from the examples' tasks, all pairs of a task that has fewer than its part.
         weights: with `even`, how big a task's part is beside a part of 1, which every task has that is not named.
         seed: of both draws.
+        say: takes a line about tasks that have fewer pairs than the part that `weights` gives them.
 
     Returns:
         The pairs, stage after stage; none if no example makes a call.
@@ -291,7 +293,7 @@ def adapter_pairs(
         for task, idle_pairs in other.items():
             pairs += idle_pairs if balance is None else _draw(idle_pairs, round(balance * counts[task]), draw)
     if limit is not None:
-        pairs = _draw_by_task(pairs, limit, weights, draw) if even else _draw(pairs, limit, draw)
+        pairs = _draw_by_task(pairs, limit, weights, draw, say) if even else _draw(pairs, limit, draw)
     return [pair for pair, _ in pairs]
 
 
@@ -343,7 +345,11 @@ def _draw(pairs: list[Drawn], count: int, draw: random.Random) -> list[Drawn]:
 
 
 def _draw_by_task(
-    pairs: list[tuple[TextPair, str]], count: int, weights: Mapping[str, float], draw: random.Random
+    pairs: list[tuple[TextPair, str]],
+    count: int,
+    weights: Mapping[str, float],
+    draw: random.Random,
+    say: Callable[[str], Any],
 ) -> list[tuple[TextPair, str]]:
     """As `_draw`, each task's part being as its weight (1 if not given), or all it has where that is less."""
     places: dict[str, list[int]] = {}
@@ -351,10 +357,15 @@ def _draw_by_task(
         places.setdefault(task, []).append(place)
     weight = {task: weights.get(task, 1.0) for task in places}
     chosen: list[int] = []
+    short: list[str] = []
     by_need = sorted(places, key=lambda task: len(places[task]) / weight[task])
     for number, task in enumerate(by_need):  # what the small ones leave is for the others
         left = sum(weight[other] for other in by_need[number:])
-        chosen += _draw(places[task], int((count - len(chosen)) * weight[task] / left), draw)
+        part = int((count - len(chosen)) * weight[task] / left)
+        short += [f"{task} {len(places[task]):,} of {part:,}"] if task in weights and part > len(places[task]) else []
+        chosen += _draw(places[task], part, draw)
+    if short:
+        say(f"fewer pairs than weights ask for: {', '.join(short)}; more examples of these tasks would be drawn")
     return [pairs[place] for place in sorted(chosen)]
 
 

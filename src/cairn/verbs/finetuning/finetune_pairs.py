@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cairn.data.examples import StackExample, TextPair, adapter_pairs
@@ -42,6 +43,7 @@ class GoldPairs:
         training: its settings.
         examples: for training.
         held_out: for validation; no hand-off is dropped in them.
+        say: takes lines for the reader.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class GoldPairs:
         training: StackTraining,
         examples: Sequence[StackExample],
         held_out: Sequence[StackExample],
+        say: Callable[[str], Any] = lambda text: None,
     ) -> None:
         self.training: dict[str, list[TextPair]] = {}
         self.validation: dict[str, list[TextPair]] = {}
@@ -59,7 +62,8 @@ class GoldPairs:
             choice = {"balance": plan.balance, "distinct": plan.distinct, "seed": training.seed}
             view = _Dropout(spec, training.handoff_dropout, training.seed)
             drawn = {"limit": plan.limit, "even": plan.even, "weights": plan.weights}
-            self.training[name] = adapter_pairs(view, name, examples, **drawn, **choice)
+            told = partial(_named, say, name)
+            self.training[name] = adapter_pairs(view, name, examples, say=told, **drawn, **choice)
             self.validation[name] = adapter_pairs(spec, name, held_out, limit=VALIDATION_PAIRS, **choice)
             self.dropout[name] = {"hand_offs": view.seen_count, "dropped": view.dropped_count}
 
@@ -68,6 +72,10 @@ class GoldPairs:
         training = [pair for pairs in self.training.values() for pair in pairs]
         validation = [pair for pairs in self.validation.values() for pair in pairs]
         return training, _draw(validation, VALIDATION_PAIRS, random.Random(seed))
+
+
+def _named(say: Callable[[str], Any], name: str, text: str) -> None:
+    say(f"{name}: {text}")
 
 
 @dataclass

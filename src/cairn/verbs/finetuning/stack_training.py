@@ -130,7 +130,7 @@ class StackTrainer:
         self.phases = plan_phases(self.settings, self.adapters, self._readers)
         self._context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
         check_budgets(self.spec, self._context)
-        self.gold = GoldPairs(self.spec, self.settings, self.examples, self.held_out)
+        self.gold = GoldPairs(self.spec, self.settings, self.examples, self.held_out, self.say)
         self._joint = self._joint_lora(self._model) if self.singles else None
         self._single_jobs = [self._single(name) for name in self.singles]
         self._encoded: dict[tuple[str, str], list[EncodedPair]] = {}
