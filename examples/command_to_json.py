@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--names", type=Path, help="a list of names, or JSON lines as SNIPS has them")
     parser.add_argument("--repeat", type=int, default=1, help="ask every command so often")
     given = parser.parse_intermixed_args(arguments)  # options may stand before the commands
-    spec = open_stack(given.stack)
+    spec = open_stack(str(given.stack))
     runner = Runner(spec, open_engine(spec, device="cpu"))
     names = known_names(given.names or next(given.stack.glob("names.jsonl.xz"), None))
     runner.run([inputs("play some music", names)])  # the first call sets things up that later ones find

@@ -76,7 +76,7 @@ def test_a_command_that_is_too_long_stops_no_other(runner: Callable, capsys: pyt
 
 def test_options_may_stand_before_the_commands(tmp_path: Path) -> None:
     with pytest.raises(CairnError, match="stack"):  # not argparse's own "unrecognized arguments"
-        main([str(tmp_path / "stack"), "--repeat", "2", COMMAND])
+        main(["--stack", str(tmp_path / "stack"), "--repeat", "2", COMMAND])
 
 
 def test_every_slot_belongs_to_an_intent() -> None:

@@ -16,7 +16,7 @@ from cairn.config import parse_config
 from cairn.engines import decoding
 from cairn.engines.base import Constraint, GenerationRequest, Sampling
 from cairn.engines.fake_engine import FakeEngine
-from cairn.engines.held import Held, hold
+from cairn.engines.held import Held, choice_encoder, hold
 from cairn.engines.torch_engine import TorchEngine
 from cairn.errors import ConfigError, InputError
 from cairn.models.tokenization import byte_tokenizer, completion_ids
@@ -45,16 +45,16 @@ def test_every_way_through_the_parts_is_followed() -> None:
 
 
 def test_choices_that_do_not_fit_are_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    assert hold(tokenizer, labels(2), 40).allowed([])
+    encode = choice_encoder(tiny_tokenizer())
+    assert hold(encode, labels(2), 40).allowed([])
     with pytest.raises(InputError, match="choices do not fit the output") as caught:
-        hold(tokenizer, labels(2), 5)
+        hold(encode, labels(2), 5)
     needed = int(str(caught.value).split("max_new_tokens to ")[1].split()[0])
-    hold(tokenizer, labels(2), needed)
+    hold(encode, labels(2), needed)
     with pytest.raises(InputError, match="do not fit"):
-        hold(tokenizer, labels(2), needed - 1)
+        hold(encode, labels(2), needed - 1)
     with pytest.raises(InputError, match="do not fit"):
-        hold(tokenizer, Constraint(("a",), ((),)), 40)
+        hold(encode, Constraint(("a",), ((),)), 40)
 
 
 def neox() -> PreTrainedModel:

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,10 @@ from cairn.errors import InputError
 from cairn.models.tokenization import completion_ids
 from cairn.prompts import completion_text
 
-__all__ = ["Held", "hold"]
+__all__ = ["Held", "choice_encoder", "hold"]
+
+Encoder = Callable[[str], Sequence[int]]
+_REMEMBERED = 1 << 16  # choices
 
 Place = tuple[int, int, int]  # part, choice of it, tokens of the choice that are written
 
@@ -68,14 +72,32 @@ class Held:
         return [(part, choice, count + 1)] if inside else self._start(part + 1)
 
 
-def hold(tokenizer: PreTrainedTokenizerBase, constraint: Constraint, max_new_tokens: int) -> Held:
+def choice_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Returns a function from a choice to its token ids with an end mark, which remembers the choices it has seen.
+
+    A stage has the same choices in every call, some of them hundreds, and encoding them takes longer than a token.
+    """
+
+    @lru_cache(maxsize=_REMEMBERED)
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(completion_ids(tokenizer, completion_text(text)))
+
+    return encode
+
+
+def hold(encode: Encoder, constraint: Constraint, max_new_tokens: int) -> Held:
     """Returns what an output that starts now is held to.
+
+    Args:
+        encode: of `choice_encoder`.
+        constraint: what may be written.
+        max_new_tokens: most tokens of the output.
 
     Raises:
         InputError: a part has no choice, or the longest output has more tokens than may be written.
     """
     texts = (constraint.choices, *constraint.then)
-    parts = [[completion_ids(tokenizer, completion_text(text)) for text in part] for part in texts]  # each with an end
+    parts = [[encode(text) for text in part] for part in texts]  # each with an end
     longest = 1 + sum(max((len(choice) - 1 for choice in part), default=0) for part in parts)
     if not all(parts) or longest > max_new_tokens:
         raise InputError(

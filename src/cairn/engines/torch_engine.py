@@ -28,16 +28,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cairn.bases import check_tokenizer, load_base, pick_device, pick_dtype
 from cairn.engines.adapters import load_merged, load_peft, lora_shares_weights
 from cairn.engines.base import Capabilities, Generation, GenerationRequest, Score, ScoreRequest
+from cairn.engines.batches import Runs, batches
 from cairn.engines.decoding import Row, decode_steps, end_ids, settled_text
-from cairn.engines.held import hold
+from cairn.engines.fused import FusedDecoder, can_fuse
+from cairn.engines.held import choice_encoder, hold
 from cairn.errors import EngineError, InputError, did_you_mean
 from cairn.identity import base_identity, check_adapter, model_identity
 from cairn.models.accounting import kv_bytes_per_token
 from cairn.models.tokenization import completion_ids, prompt_ids
 
 __all__ = ["TorchEngine", "Usage"]
-
-Runs = tuple[str | None, ...]  # the adapters that write together, mostly one; None is the base
 
 _MERGE_BASE_BYTES = 200e6
 _MERGE_ALL_BYTES = 1e9
@@ -109,12 +109,15 @@ class TorchEngine:
         self._cache_tokens = max(1, room // kv_bytes_per_token(self.config, self.model.dtype.itemsize))
         self.usage = Usage()
         self._lock = threading.RLock()
-        self._merged: dict[str, PreTrainedModel] = {}
+        self._merged: dict[str | None, PreTrainedModel] = {}
+        self._fused: dict[str | None, FusedDecoder | None] = {}  # None: this model cannot be
+        self._owns_base = not isinstance(base, PreTrainedModel)  # nobody else changes its weights
         self._peft: Any = None
         self._active: tuple[str | None] | None = None  # (adapter,) that PEFT runs; None is unknown
         self._load_adapters(adapters, identity, merge)
         self._names = list(adapters)
         self._ends = end_ids(self.model, self.tokenizer)
+        self._encode = choice_encoder(self.tokenizer)
         wanted = inspect.signature(type(self.model).forward).parameters
         self._keeps_last = "logits_to_keep" in wanted
         self._takes_positions = "position_ids" in wanted
@@ -151,6 +154,7 @@ class TorchEngine:
     def close(self) -> None:
         """Frees the weights; the engine is not used afterwards."""
         self._merged.clear()
+        self._fused.clear()
         self._peft = None
         del self.model
         if self.device.type == "cuda":
@@ -171,7 +175,8 @@ class TorchEngine:
         results: list[Generation | None] = [None] * len(rows)
         read = [len(row.prompt) for row in rows]
         kept = [len(row.prompt) + row.sampling.max_new_tokens for row in rows]
-        for runs, batch in self._batches([_runs(request) for request in requests], read, kept):
+        runs_of = [_runs(request) for request in requests]
+        for runs, batch in batches(runs_of, read, kept, most=self.batch_tokens, room=self._cache_tokens):
             started = time.perf_counter()
             for _ in self._steps(runs, [rows[place] for place in batch]):
                 pass
@@ -257,8 +262,8 @@ class TorchEngine:
         for place, (adapter, ids) in enumerate(zip(adapters, sequences, strict=True)):
             same.setdefault((adapter, tuple(ids[:-1])), []).append(place)
         inputs, reads = list(same), [len(ids) for _, ids in same]
-        limit = max(1, _LOGIT_ELEMENTS // self.config.vocab_size)
-        for (adapter,), batch in self._batches([(adapter,) for adapter, _ in inputs], reads, limit=limit):
+        most = min(self.batch_tokens, max(1, _LOGIT_ELEMENTS // self.config.vocab_size))
+        for (adapter,), batch in batches([(adapter,) for adapter, _ in inputs], reads, most=most):
             started, width = time.perf_counter(), max(reads[number] for number in batch)
             # Padding on the right needs no mask: no real token looks ahead.
             ids = torch.tensor([[*inputs[number][1], *[0] * (width - reads[number])] for number in batch])
@@ -280,7 +285,7 @@ class TorchEngine:
         ids = prompt_ids(self.tokenizer, request.prompt)
         self._check_length(len(ids), request.sampling.max_new_tokens, request.prompt)
         constraint, most = request.constraint, request.sampling.max_new_tokens
-        return Row(ids, request.sampling, None if constraint is None else hold(self.tokenizer, constraint, most))
+        return Row(ids, request.sampling, None if constraint is None else hold(self._encode, constraint, most))
 
     def _check_length(self, tokens: int, new_tokens: int, text: str) -> None:
         limit = self.context_tokens
@@ -306,44 +311,26 @@ class TorchEngine:
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
-    def _batches(
-        self, runs: Sequence[Runs], read: Sequence[int], kept: Sequence[int] | None = None, *, limit: int | None = None
-    ) -> Iterator[tuple[Runs, list[int]]]:
-        """Yields (runs, places): places that the same adapters run, of like size, within the engine's budgets.
-
-        Args:
-            runs: the adapters of each place, one, or several that write together.
-            read: tokens that each place reads in one forward pass.
-            kept: tokens of each place in the cache in the end; None keeps none.
-            limit: padded tokens in one forward pass, if that is less than the engine's own.
-        """
-        kept = kept or [0] * len(read)
-        budget = min(self.batch_tokens, limit or self.batch_tokens)
-        groups: dict[Runs, list[int]] = {}
-        for place, names in enumerate(runs):
-            groups.setdefault(names, []).append(place)
-        for names, places in groups.items():
-            batch: list[int] = []
-            widest = longest = 0
-            room = self._cache_tokens // len(names)
-            for place in sorted(places, key=lambda place: (read[place], kept[place])):
-                widest, longest = max(widest, read[place]), max(longest, kept[place])
-                if batch and (widest * (len(batch) + 1) > budget or longest * (len(batch) + 1) > room):
-                    yield names, batch
-                    batch, widest, longest = [], read[place], kept[place]
-                batch.append(place)
-            yield names, batch
-
     def _steps(self, runs: Runs, rows: list[Row]) -> Iterator[None]:
         def forward(adapter: str | None, *, position_ids: Tensor, **inputs: Any) -> Any:
             if self._takes_positions:
                 inputs["position_ids"] = position_ids
             if self._keeps_last:
                 inputs["logits_to_keep"] = 1
-            return self._forward(adapter, use_cache=True, **inputs)
+            return self._write(adapter, use_cache=True, **inputs)
 
         members = [partial(forward, adapter) for adapter in runs]
         return decode_steps(members, self.config, self.tokenizer, rows, ends=self._ends, device=self.device)
+
+    def _write(self, adapter: str | None, **inputs: Any) -> Any:
+        """As `_forward`, for the last position alone, through joined weights where the engine owns such a model."""
+        with self._lock:
+            owned = adapter in self._merged or (self._peft is None and self._owns_base)
+            if owned and adapter not in self._fused:
+                model = self._merged.get(adapter, self.model)
+                self._fused[adapter] = FusedDecoder(model) if can_fuse(model) else None
+            fused = self._fused.get(adapter)
+            return fused(**inputs) if fused is not None else self._forward(adapter, **inputs)
 
     def _forward(self, adapter: str | None, **inputs: Any) -> Any:
         return self._with(adapter, lambda model: model(**inputs))
