@@ -170,8 +170,8 @@ def _wide(feed_forward: FeedForward) -> list[nn.Linear]:
 def _joined(linears: list[nn.Linear]) -> Tensor:
     """Returns the weights as one [out, in], rows below rows; each linear's own weight becomes a view of its rows.
 
-    In float32 they lie in memory input by input: a product with a few rows is then half as fast again. In bfloat16, whose
-    products have an order of their own, they stay output by output.
+    In float32 they lie in memory input by input: a product with a few rows is then half as fast again. In bfloat16,
+    whose products have an order of their own, they stay output by output.
     """
     weight = torch.cat([linear.weight.detach() for linear in linears])
     if weight.dtype == torch.float32:
