@@ -65,6 +65,14 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end() -> None:
     ]  # fmt: skip
 
 
+def test_the_last_line_of_a_log_is_not_told_twice() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with Progress("score", 64, unit="question", stream=stream, clock=clock) as progress:
+        clock.now = 20.0
+        progress.advance(64)
+    assert stream.getvalue() == "score: question 64/64 (100%), 3.20 question/s, took 20 s\n"
+
+
 def test_a_terminal_gets_a_bar_and_the_same_facts() -> None:
     stream = Terminal()
     with Progress("train [x]", 4, stream=stream) as progress:

@@ -3,9 +3,10 @@
     python tools/results_page.py
 
     docs/results/demo.json, demo-full.json     result.json of `make demo` and of `cairn demo --full`
+    docs/results/demo-fp32.json                result.json of `make demo` where the CPU has no bf16
     docs/results/pretrain_throughput.json      last line of `python -m benchmarks.pretrain_throughput`
     docs/results/fslm_cost.json                last line of `python -m benchmarks.fslm_cost`
-    docs/results/{base_quality,early_exit,byte_pooling}.json   last line of these benchmarks
+    docs/results/{base_quality,early_exit,byte_pooling,writing}.json   last line of these benchmarks
     docs/results/NAME.json                     result.json of the comparisons in EXPERIMENTS
     docs/results/ablate-NAME.json              OUT/ablate/result.json of `cairn ablate`
     docs/results/sweep-NAME.json               result.json of `cairn sweep recipes/sweep-NAME.yaml`
@@ -304,8 +305,10 @@ def main() -> None:
         *sweeps,
         ("The demo, 1,000 questions a task", RESULTS / "demo-full.json", lambda r: demo(r, "cairn demo --full")),
         ("The demo, as `make demo` runs it", RESULTS / "demo.json", lambda r: demo(r, "make demo")),
+        ("The demo on a CPU without bf16", RESULTS / "demo-fp32.json", lambda r: demo(r, "make demo")),
         ("The shipped base", ROOT / "src/cairn/assets/base/scores.json", base),
         ("What FSLM on Pythia-160M costs", RESULTS / "fslm_cost.json", fslm_cost),
+        ("Writing", RESULTS / "writing.json", benchmark),
         ("Training rate", RESULTS / "pretrain_throughput.json", throughput),
         ("The base beside a nanoGPT recipe", RESULTS / "base_quality.json", benchmark),
         ("Early exit", RESULTS / "early_exit.json", benchmark),

@@ -62,7 +62,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = self._start = start
+        self.done = self._start = self._shown = start
         self._stream = stream if stream is not None else sys.stderr
         self._every, self._clock = every, clock
         self._began = self._printed = clock()
@@ -84,7 +84,7 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self.done > self._start:
+        elif self.done > self._shown:
             self._write(self.line())
 
     def advance(self, amount: int = 1, *, rates: Mapping[str, float] | None = None, **figures: Any) -> None:
@@ -103,7 +103,7 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, completed=self.done, facts=self.facts())
         elif now - self._printed >= self._every:
-            self._printed = now
+            self._printed, self._shown = now, self.done
             self._write(self.line())
 
     def note(self, text: str) -> None:

@@ -123,7 +123,7 @@ def pretrain(
         say(f"model: {model.num_parameters():,} parameters{f' and {heads:,} of training heads' if heads else ''}; "
             f"stream: {len(shards):,} tokens; {recipe.steps:,} steps of {loader.tokens_per_step:,} tokens "
             f"({loader.epoch(recipe.steps):.2f} epochs); {world} process(es), {torch.get_num_threads()} threads, "
-            f"{device}")
+            f"{device}, {'bf16 autocast' if autocast == 'bf16' else 'fp32'}")
     logits = _teacher_logits(recipe, out, Path(recipe_folder), loader, len(tokenizer), device, say)
     validation = {
         source.name: list(_head(iterate(source, root=root, seed=recipe.data.seed + 1), recipe.data.validation_bytes))

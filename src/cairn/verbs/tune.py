@@ -123,7 +123,8 @@ def tune_recipe(
         return json.loads((out / "result.json").read_text(encoding="utf-8"))
     stored = AutoConfig.from_pretrained(str(base_folder(base))).dtype or model.dtype
     card = _card(recipe, facts)
-    say(f"{recipe.name}: {len(training):,} conversations, {len(held_out):,} held out; {recipe.method} on {base}")
+    said = f"{recipe.method} on {base}, {config.precision}"
+    say(f"{recipe.name}: {len(training):,} conversations, {len(held_out):,} held out; {said}")
     result = tune_model(
         model, tokenizer, training, config, run, method=recipe.method, validation=held_out,
         samples=[_asked(recipe.data.system, text) for text in recipe.samples], base=settings.base, dtype=stored,

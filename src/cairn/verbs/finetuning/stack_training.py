@@ -163,7 +163,7 @@ class StackTrainer:
         chosen = [name for phase in self.phases for name in phase.configs if self._is_chosen(name)]
         self._total = len(chosen) + sum(name in self.chosen for name in self.singles)
         facts = f"{len(self.examples):,} examples, base {self.identity['name']}, {self._total} adapters"
-        self.say(f"{self.spec.name}: {facts} -> {self.out}")
+        self.say(f"{self.spec.name}: {facts}, {self.settings.precision} -> {self.out}")
         singles, missing = self._single_jobs, []
         with self._trainer(min(jobs, self._total)) as trainer:
             trainer.add([job for job in singles if job.name in self.chosen])
