@@ -44,6 +44,45 @@ def test_every_way_through_the_parts_is_followed() -> None:
     assert Held([[[4]], [[6, 5, 0]]]).forced([]) == [4, 6, 5, 0]
 
 
+def test_the_guess_goes_on_with_the_choice_of_the_last_part() -> None:
+    no, north = [9, 1], [9, 1, 2]  # one begins the other: both are followed until it is known
+    parts = [[no, north], [no, north], [no, north], [no], [[*no, 0]]]
+    assert Held(parts).guess([], 3) == []
+    assert Held(parts).guess([*no, 9], 2) == [1, *no]
+    assert Held(parts).guess([*north], 1) == north
+    assert Held(parts).guess([*no, *north], 3) == north, "a part without this choice ends the guess"
+    assert Held([[no], [no], [[*no, 0]]]).guess([*no, *no], 9) == no, "without the end mark"
+    assert Held(parts).guess([*no, 9, 1, 2], 1) == north
+
+
+def likes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, by: float) -> None:
+    """Makes the tokens of a text likelier everywhere, so that a label is often followed by the same one."""
+    ids = completion_ids(tokenizer, text)[:-1]
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features).index_fill_(0, torch.tensor(ids), by))
+
+
+@pytest.mark.parametrize("by", [0.0, 3.0, 50.0])
+def test_a_draft_changes_the_steps_and_not_the_text(by: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses that are mostly wrong, now and then right, and always right."""
+    torch.manual_seed(5)
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    likes(model, tokenizer, " milk", by)
+    engine = TorchEngine(model.eval(), tokenizer=tokenizer, dtype="float32", device="cpu")
+    asked = [GenerationRequest(prompt, None, Sampling(max_new_tokens=80), labels(12)) for prompt in PROMPTS]
+    counted = counts_of(engine, monkeypatch)
+    drafted = [engine.generate([one])[0] for one in asked]
+    streamed = ["".join(engine.stream(one)) for one in asked]
+    with_drafts = counted.pop()
+    monkeypatch.setattr(decoding, "DRAFT_PARTS", 0)
+    plain = [engine.generate([one])[0] for one in asked]
+    assert ["".join(engine.stream(one)) for one in asked] == streamed == [one.text for one in plain]
+    assert [(one.text, one.new_tokens, one.finish) for one in drafted] == [
+        (one.text, one.new_tokens, one.finish) for one in plain
+    ]
+    assert with_drafts < (0.5 if by == 50 else 1) * counted.pop()
+
+
 def test_choices_that_do_not_fit_are_refused() -> None:
     encode = choice_encoder(tiny_tokenizer())
     assert hold(encode, labels(2), 40).allowed([])
@@ -89,6 +128,7 @@ def test_forced_tokens_change_the_time_and_not_the_text(kind: str, monkeypatch: 
     together = engine.generate(asked)
     alone = [engine.generate([one])[0] for one in asked]
     fast = counted.pop()
+    monkeypatch.setattr(decoding, "DRAFT_PARTS", 0)
     monkeypatch.setattr(decoding, "write_forced", lambda *_: 0)
     slow = [engine.generate([one])[0] for one in asked]
     assert [one.text for one in together] == [one.text for one in alone] == [one.text for one in slow]

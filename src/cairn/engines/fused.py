@@ -39,7 +39,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Written:
-    """What a forward pass returns: logits [batch, 1, vocab] of the last position."""
+    """What a forward pass returns: logits [batch, places, vocab] of the last places."""
 
     logits: Tensor
 
@@ -95,15 +95,17 @@ class FusedDecoder:
         attention_mask: Tensor | None,
         position_ids: Tensor,
         past_key_values: Any,
+        logits_to_keep: int = 1,
         **_: Any,
     ) -> Written:
-        """Reads tokens and returns the logits that follow the last of each row.
+        """Reads tokens and returns the logits that follow the last ones of each row.
 
         Args:
             input_ids: [batch, seq].
             attention_mask: [batch, past + seq], 1 = real token, 0 = padding; None where there is no padding.
             position_ids: [batch or 1, seq].
             past_key_values: cache of earlier keys and values, updated in place.
+            logits_to_keep: how many of the last tokens of each row.
         """
         decoder = self._model.model
         if input_ids.shape[1] == 1:  # one token sees all that was before: no mask but that of the padding
@@ -123,7 +125,7 @@ class FusedDecoder:
             else:
                 wide = F.relu(wide).square()
             x = x + F.linear(wide, layer.down)
-        return Written(self._model.lm_head(self._norm(x[:, -1:], decoder.norm)))
+        return Written(self._model.lm_head(self._norm(x[:, -logits_to_keep:], decoder.norm)))
 
     def _attention(
         self, x: Tensor, number: int, layer: _Layer, rotary: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool,

@@ -3,6 +3,7 @@
     parts     ["1 no", "1 song"]   ["2 no", "2 song"]  end
     written   1 song 2
     allowed                 no, song                          forced: nothing, two may come
+    guess                   song  3 song  4 song              each part as the last one: a draft for the model to check
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Held:
     """
 
     def __init__(self, parts: Sequence[Sequence[Sequence[int]]]) -> None:
-        self.parts = parts
+        self.parts = [[tuple(choice) for choice in part] for part in parts]
         self._open: list[Place] = self._start(0)
         self._followed = 0
+        self._chosen: int | None = None  # in the last part that is whole
 
     def allowed(self, written: Sequence[int]) -> set[int]:
         """Returns the tokens that may come next; none after the last part.
@@ -46,6 +48,9 @@ class Held:
             written: the tokens so far, each one allowed; more each time, as an output grows.
         """
         for token in written[self._followed :]:
+            for part, choice, count in self._open:
+                if self.parts[part][choice][count:] == (token,):
+                    self._chosen = choice
             self._open = [step for place in self._open if self._token(place) == token for step in self._after(place)]
         self._followed = len(written)
         return {self._token(place) for place in self._open}
@@ -58,6 +63,23 @@ class Held:
             tokens += next_
             places = [step for place in places for step in self._after(place)]
         return tokens
+
+    def guess(self, written: Sequence[int], parts: int) -> list[int]:
+        """Returns the tokens that come next if each part is answered as the last one was; the end mark is left out.
+
+        Args:
+            written: as in `allowed`.
+            parts: how many are guessed, the one that is begun among them.
+        """
+        self.allowed(written)
+        begun = next(((part, count) for part, choice, count in self._open if choice == self._chosen), None)
+        if begun is None:
+            return []
+        part, count = begun
+        following = self.parts[part : part + parts]
+        end = next((i for i, choices in enumerate(following) if self._chosen >= len(choices)), len(following))
+        tokens = [token for choices in following[:end] for token in choices[self._chosen]][count:]
+        return tokens[:-1] if part + end == len(self.parts) else tokens
 
     def _start(self, part: int) -> list[Place]:
         return [(part, choice, 0) for choice in range(len(self.parts[part]))] if part < len(self.parts) else []

@@ -312,18 +312,18 @@ class TorchEngine:
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def _steps(self, runs: Runs, rows: list[Row]) -> Iterator[None]:
-        def forward(adapter: str | None, *, position_ids: Tensor, **inputs: Any) -> Any:
+        def forward(adapter: str | None, *, position_ids: Tensor, logits_to_keep: int, **inputs: Any) -> Any:
             if self._takes_positions:
                 inputs["position_ids"] = position_ids
             if self._keeps_last:
-                inputs["logits_to_keep"] = 1
+                inputs["logits_to_keep"] = logits_to_keep
             return self._write(adapter, use_cache=True, **inputs)
 
         members = [partial(forward, adapter) for adapter in runs]
         return decode_steps(members, self.config, self.tokenizer, rows, ends=self._ends, device=self.device)
 
     def _write(self, adapter: str | None, **inputs: Any) -> Any:
-        """As `_forward`, for the last position alone, through joined weights where the engine owns such a model."""
+        """As `_forward`, for the last positions alone, through joined weights where the engine owns such a model."""
         with self._lock:
             owned = adapter in self._merged or (self._peft is None and self._owns_base)
             if owned and adapter not in self._fused:
