@@ -159,6 +159,13 @@ def test_override_does_not_reach_through_an_anchor(tmp_path: Path) -> None:
     assert (loaded.named["a"].retries, loaded.named["b"].retries) == (9, 1)
 
 
+def test_override_of_keys_that_have_dots(tmp_path: Path) -> None:
+    """As in the variants of an ablation: the whole key is found, or the longest that is there."""
+    path = _write(tmp_path / "r.yaml", "extra:\n  v: {t.lora.rank: 4, t.own: {share: 0.5}, t: {x: 1}}\n")
+    loaded = load_config(Recipe, path, ["extra.v.t.lora.rank=8", "extra.v.t.own.questions=9", "extra.v.t.y=2"])
+    assert loaded.extra["v"] == {"t.lora.rank": 8, "t.own": {"share": 0.5, "questions": 9}, "t": {"x": 1, "y": 2}}
+
+
 def test_saved_file_reloads_equal(tmp_path: Path) -> None:
     config = Recipe(
         steps=7, optimizer=Optimizer(rate=3e-07), folder=Path("a/b"), extra={"text": "no", "é": [None, 1.5, "1e-3"]},

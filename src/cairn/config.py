@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -161,25 +161,35 @@ def _apply(data: dict[str, Any], override: str) -> str | None:
     except yaml.YAMLError:
         return f"--set {override!r}: value is not valid YAML"
     node: Any = data
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
+    parts, depth = key.split("."), 0
+    while depth < len(parts):
         if isinstance(node, list):
+            part = parts[depth]
             if not part.isdigit() or int(part) >= len(node):
                 place, most = ".".join(parts[:depth]), len(node) - 1
                 return f"--set {override!r}: {place} is a list, allowed: a number from 0 to {most}, not {part!r}"
             at: Any = int(part)
         elif isinstance(node, dict):
-            at = part
+            at = _key_that_begins(node, parts[depth:])
         else:
             return f"--set {override!r}: {'.'.join(parts[:depth])} is {node!r}, not a mapping"
-        if last:
+        depth += 1 + str(at).count(".")
+        if depth == len(parts):
             node[at] = value
         else:  # a copy, because a YAML anchor can put one mapping into two places
             below = node.get(at) if isinstance(node, dict) else node[at]
             node[at] = {} if below is None else copy.copy(below)
             node = node[at]
     return None
+
+
+def _key_that_begins(node: Mapping[str, Any], parts: list[str]) -> str:
+    """Returns the key of a mapping that a path begins with: its own if it has one, dots and all, else the first part.
+
+    The variants of an ablation or a sweep have keys such as `training.lora.rank`.
+    """
+    paths = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((path for path in paths if path in node), parts[0])
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

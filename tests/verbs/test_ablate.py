@@ -134,7 +134,7 @@ def test_every_combination_of_a_grid_is_a_variant_and_all_faults_are_in_one_erro
         "a": Variant(drop=["folow"]), "b": Variant(drop=["answer"]), "c": Variant(merge=[["mention", "follow"]]),
         "d": Variant(swap=[["link", "follow"]]), "e": Variant(set={"training.lora.rank": 8}),
         "f": Variant(set={"stages.lnk.retries": 1}), "g": Variant(base=["link"], drop=["follow"]),
-        "i": Variant(set={"training.adapters.link.share": 0.9}),
+        "i": Variant(set={"training.adapters.link.share": 0.9}), "j": Variant(set={"training": {"lora": {"rank": 2}}}),
     }  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         plan_variants(four(), AblateSettings(variants=wrong), lambda group: 9)
@@ -144,6 +144,7 @@ def test_every_combination_of_a_grid_is_a_variant_and_all_faults_are_in_one_erro
         "c: ['mention', 'follow'] are not neighbours", "d: stages: stage follow: reads 'link' is a later stage",
         "e: the stack stays what it was", "f: stages.lnk.retries: no 'lnk' there, allowed: mention, link",
         "g: base uses adapters that are trained already", "i: the shares of mention, link, answer sum to 1.6",
+        "j: training: this would replace the whole section, allowed: training.KEY, key by key",
     ):  # fmt: skip
         assert part.replace("stages: stage", "stage") in text.replace("(whole file): ", ""), part
     with pytest.raises(ConfigError, match="there is no variant"):

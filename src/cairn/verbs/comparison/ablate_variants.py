@@ -309,6 +309,8 @@ def _swap(stages: list[dict[str, Any]], first: str, second: str) -> None:
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
     """Puts a value at a dotted path; a list of stages is entered by the stage's name or its number."""
+    if key in ("training", "stages"):
+        raise ConfigError("set", [f"{key}: this would replace the whole section, allowed: {key}.KEY, key by key"])
     parts = key.split(".")
     node: Any = data
     for depth, part in enumerate(parts):
