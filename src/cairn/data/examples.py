@@ -44,6 +44,7 @@ __all__ = [
     "ambiguous_prompts",
     "chain_pairs",
     "direct_pairs",
+    "draw_pairs",
     "gold_calls",
     "gold_fields",
     "hold_out",
@@ -291,9 +292,9 @@ def adapter_pairs(
         pairs += kept
         counts = Counter(task if even else "" for _, task in kept)
         for task, idle_pairs in other.items():
-            pairs += idle_pairs if balance is None else _draw(idle_pairs, round(balance * counts[task]), draw)
+            pairs += idle_pairs if balance is None else draw_pairs(idle_pairs, round(balance * counts[task]), draw)
     if limit is not None:
-        pairs = _draw_by_task(pairs, limit, weights, draw, say) if even else _draw(pairs, limit, draw)
+        pairs = _draw_by_task(pairs, limit, weights, draw, say) if even else draw_pairs(pairs, limit, draw)
     return [pair for pair, _ in pairs]
 
 
@@ -334,10 +335,10 @@ def _whole(
 ) -> list[TextPair]:
     template = spec.comparator_prompt
     pairs = [TextPair(render(template, example.inputs), completion_text(value(example))) for example in examples]
-    return pairs if limit is None else _draw(pairs, limit, random.Random(seed))
+    return pairs if limit is None else draw_pairs(pairs, limit, random.Random(seed))
 
 
-def _draw(pairs: list[Drawn], count: int, draw: random.Random) -> list[Drawn]:
+def draw_pairs(pairs: list[Drawn], count: int, draw: random.Random) -> list[Drawn]:
     """Returns `count` of the pairs in their old order, all if there are no more."""
     if count >= len(pairs):
         return pairs
@@ -351,7 +352,7 @@ def _draw_by_task(
     draw: random.Random,
     say: Callable[[str], Any],
 ) -> list[tuple[TextPair, str]]:
-    """As `_draw`, each task's part being as its weight (1 if not given), or all it has where that is less."""
+    """As `draw_pairs`, each task's part being as its weight (1 if not given), or all it has where that is less."""
     places: dict[str, list[int]] = {}
     for place, (_, task) in enumerate(pairs):
         places.setdefault(task, []).append(place)
@@ -363,7 +364,7 @@ def _draw_by_task(
         left = sum(weight[other] for other in by_need[number:])
         part = int((count - len(chosen)) * weight[task] / left)
         short += [f"{task} {len(places[task]):,} of {part:,}"] if task in weights and part > len(places[task]) else []
-        chosen += _draw(places[task], part, draw)
+        chosen += draw_pairs(places[task], part, draw)
     if short:
         say(f"fewer pairs than weights ask for: {', '.join(short)}; more examples of these tasks would be drawn")
     return [pairs[place] for place in sorted(chosen)]

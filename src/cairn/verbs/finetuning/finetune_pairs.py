@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cairn.data.examples import StackExample, TextPair, adapter_pairs
+from cairn.data.examples import StackExample, TextPair, adapter_pairs, draw_pairs
 from cairn.prompts import template_fields
 from cairn.stacks.spec import StackSpec, StageCall, StageSpec
 from cairn.training.finetune_plan import AdapterPlan, OwnAnswers, StackTraining
@@ -71,7 +71,7 @@ class GoldPairs:
         """Returns the pairs of all adapters together, for training and held out."""
         training = [pair for pairs in self.training.values() for pair in pairs]
         validation = [pair for pairs in self.validation.values() for pair in pairs]
-        return training, _draw(validation, VALIDATION_PAIRS, random.Random(seed))
+        return training, draw_pairs(validation, VALIDATION_PAIRS, random.Random(seed))
 
 
 def _named(say: Callable[[str], Any], name: str, text: str) -> None:
@@ -163,20 +163,13 @@ def mix(
         kept = [one.pair for one in mine if one.kept is not False]
         other = [one.pair for one in mine if one.kept is False]
         if balance is not None:
-            other = _draw(other, round(balance * max(len(kept), 1)), draw)
+            other = draw_pairs(other, round(balance * max(len(kept), 1)), draw)
         distinct += kept + other
     if not gold:  # every one of them was replaced
         return distinct, {"gold": 0, "own": len(distinct), "distinct": len(distinct)}
     share = min(settings.mix, settings.repeat * len(distinct) / max(seen, 1))
-    chosen = _draw(list(gold), round((1 - share) * seen), draw) if share else list(gold)
+    chosen = draw_pairs(list(gold), round((1 - share) * seen), draw) if share else list(gold)
     wanted = round(share / (1 - share) * len(chosen))
     whole, rest = divmod(wanted, len(distinct)) if distinct else (0, 0)
-    taken = distinct * whole + _draw(distinct, rest, draw)
+    taken = distinct * whole + draw_pairs(distinct, rest, draw)
     return [*chosen, *taken], {"gold": len(chosen), "own": len(taken), "distinct": len(distinct)}
-
-
-def _draw(pairs: list[TextPair], count: int, draw: random.Random) -> list[TextPair]:
-    """Returns `count` of the pairs in their old order, all if there are no more."""
-    if count >= len(pairs):
-        return pairs
-    return [pairs[place] for place in sorted(draw.sample(range(len(pairs)), count))]
