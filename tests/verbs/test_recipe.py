@@ -10,6 +10,7 @@ import yaml
 from cairn.config import save_config
 from cairn.errors import ConfigError
 from cairn.stacks.spec import load_stack
+from cairn.verbs.comparison.experiment import evenly
 from cairn.verbs.comparison.recipe import SYSTEMS, load_recipe
 from tests.verbs.tiny_experiment import stack, write_recipe
 
@@ -85,3 +86,12 @@ def test_variants_are_checked(tmp_path: Path) -> None:
         load_recipe(file, ["ablate.variants={no: {drop: [find]}}"])
     with pytest.raises(ConfigError, match=r"ablate.variants.x.drp: unknown key \(did you mean drop\?\)"):
         load_recipe(file, ["ablate.variants={x: {drp: [find]}}"])
+
+
+def test_questions_are_drawn_evenly_from_a_list_that_repeats_itself() -> None:
+    """bAbI's stories have five questions each, the first the easiest: every twentieth would be a first one."""
+    places = evenly(range(1000), 50)
+    assert places == sorted(set(places)) == evenly(range(1000), 50) and len(places) == 50
+    assert [place // 20 for place in places] == list(range(50))
+    assert min(sum(place % 5 == phase for place in places) for phase in range(5)) >= 4
+    assert evenly(range(3), 5) == evenly(range(3), None) == [0, 1, 2]

@@ -240,10 +240,14 @@ def _hold_out(
 
 
 def evenly(questions: Sequence[Any], most: int | None) -> list[Any]:
-    """Returns at most `most` of them, evenly spread, in their order."""
+    """Returns at most `most` of them, in their order: one drawn from each of as many equal stretches.
+
+    Every n-th would do for no list that repeats itself: stories with five questions each would always give the first.
+    """
     if most is None or len(questions) <= most:
         return list(questions)
-    return [questions[number * len(questions) // most] for number in range(most)]
+    draw, count = random.Random("evenly"), len(questions)
+    return [questions[draw.randrange(n * count // most, (n + 1) * count // most)] for n in range(most)]
 
 
 def read_questions_file(file: Path) -> list[Question]:
