@@ -106,8 +106,8 @@ def test_the_recipe_loads_and_its_options_are_right(repository: Path) -> None:
 
 def test_measures_count_solved_tasks(data: TaskData) -> None:
     right = [question.answer for question in data.test]
-    assert TASK.measures(right, data.test) == {"macro_accuracy": 1.0, "tasks_solved": 20.0}
-    assert TASK.measures(["?", *right[1:]], data.test) == {"macro_accuracy": pytest.approx(0.95), "tasks_solved": 19.0}
+    assert TASK.measures(right, data.test) == {"macro_accuracy": 1.0, "tasks_solved": 1.0}
+    assert TASK.measures(["?", *right[1:]], data.test) == {"macro_accuracy": pytest.approx(0.95), "tasks_solved": 0.95}
     assert TASK.measures([], []) == {}
 
 

@@ -114,14 +114,14 @@ class Babi:
         return float(exact_match(answer, question.answer))
 
     def measures(self, answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
-        """Returns the mean of the tasks' accuracies, and how many tasks are solved: at least 0.95 right."""
+        """Returns the mean of the tasks' accuracies, and the share of tasks that are solved: at least 0.95 right."""
         right: dict[str, list[float]] = {}
         for answer, question in zip(answers, questions, strict=True):
             right.setdefault(question.task, []).append(self.score(answer, question))
         means = [sum(scores) / len(scores) for scores in right.values()]
         if not means:
             return {}
-        return {"macro_accuracy": sum(means) / len(means), "tasks_solved": float(sum(m >= SOLVED for m in means))}
+        return {"macro_accuracy": sum(means) / len(means), "tasks_solved": sum(m >= SOLVED for m in means) / len(means)}
 
     def groups(self, question: Question) -> str:
         """Returns the name of the bAbI task, such as "qa3"."""
