@@ -40,11 +40,11 @@ def accuracy_by_task(result: Mapping[str, Any]) -> str:
     groups = [("all", result), *result["tasks"].items()] if len(result["tasks"]) > 1 else list(result["tasks"].items())
     left, top, height = 46, 14, 220
     bar = max(9, min(26, 580 // (len(groups) * (len(systems) + 1))))
-    step = bar * (len(systems) + 1)
+    step = max(bar * (len(systems) + 1), 12 + 7 * max(len(str(name)) for name, _ in groups))  # a label's room
     width = max(420, left + step * len(groups) + bar)
     parts = [_percent_axis(left, top, width - 10, height)]
     for place, (name, part) in enumerate(groups):
-        x0 = left + bar * 0.75 + place * step
+        x0 = left + bar / 2 + place * step + (step - bar * len(systems)) / 2
         for number, system in enumerate(systems):
             value, (low, high) = part["accuracy"][system], part["ci95"][system]
             x, y = x0 + number * bar, top + height * (1 - value)
@@ -58,7 +58,7 @@ def accuracy_by_task(result: Mapping[str, Any]) -> str:
             )
         weight = ' font-weight="600"' if name == "all" else ""
         parts.append(
-            f'<text x="{x0 + step / 2 - bar / 2:.1f}" y="{top + height + 18}" text-anchor="middle"{weight}>'
+            f'<text x="{x0 + bar * len(systems) / 2:.1f}" y="{top + height + 18}" text-anchor="middle"{weight}>'
             f"{escape(str(name))}</text>"
         )
     return _svg(width, top + height + 28, "Accuracy by task and system", parts)
