@@ -66,10 +66,10 @@ def test_what_is_lost_adds_up_to_what_is_missing() -> None:
 def test_without_a_settled_loss_no_stage_is_named() -> None:
     found = section({})
     assert found["weakest"] is None and found["own"]["score"] == 1.0 and found["worst"] == []
-    assert "No stage is named" in blame_words(found)
+    assert "No stage is named" in blame_words(found) and "No hand-off alone has room" in blame_words(found)
     rare = section({"walk": 0.01})  # one question of sixty: the interval reaches zero
     assert 0 < by_name(rare)["walk"]["lost_here"]["difference"] < 0.1 and rare["weakest"] is None
-    assert "More may be lost in walk" in blame_words(rare)
+    assert "More may be lost in walk" in blame_words(rare) and "The hand-off with the most room" in blame_words(rare)
 
 
 def test_intervals_draw_whole_groups() -> None:

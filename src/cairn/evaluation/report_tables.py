@@ -221,6 +221,8 @@ def blame_words(section: Mapping[str, Any]) -> str:
         text += (
             f"The hand-off with the most room is that of {most['name']}: {source} there alone brings "
             f"{with_interval(most['lift'])} points."
+            if most["lift"]["difference"] > 0
+            else f"No hand-off alone has room: {source} in its place brings nothing."
         )
     return text.strip()
 
