@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,30 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     assert "other settings (steps was 10, is 20; inner.rate was 0.1, is 0.2; names.1 was None, is 'b')" in text
     assert "Next: choose another folder with --out" in text
     assert RunFolder(tmp_path, Config()).metrics() == [{"step": 1}]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_second_process_is_kept_out_until_the_first_one_ends(tmp_path: Path) -> None:
+    """Also when it is killed; this process may open the folder as often as it likes."""
+    folder = tmp_path / "run"
+    script = (
+        "import sys, tests.test_runs as t\nfrom cairn.runs import RunFolder\n"
+        "run = RunFolder(sys.argv[1], t.Config())\nprint('open', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as other:
+        assert other.stdout is not None and other.stdout.readline() == "open\n"
+        with pytest.raises(ConfigError, match="another process is at work in this run folder"):
+            RunFolder(folder, Config())
+        RunFolder(folder, Config(), alone=False)
+        other.kill()
+    first, second = RunFolder(folder, Config()), RunFolder(folder, Config())
+    assert first.resumed and second.resumed
+    refused = subprocess.run(command, capture_output=True, text=True, input="", cwd=root, timeout=60)
+    assert "another process" in refused.stderr
+    del first, second
+    assert subprocess.run(command, capture_output=True, text=True, input="", cwd=root, timeout=60).stdout == "open\n"
 
 
 def test_damaged_stamp_is_an_artifact_error(tmp_path: Path) -> None:

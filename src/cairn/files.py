@@ -20,14 +20,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from cairn.errors import CairnError, storage_error
+from cairn.errors import CairnError, ConfigError, storage_error
 
 __all__ = [
     "atomic_file",
     "atomic_folder",
     "fsync_path",
+    "lock_file",
     "sha256_file",
     "sha256_json",
     "write_json",
@@ -107,6 +108,31 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(aside, path)
         _remove(temporary)
         _remove(aside)
+
+
+def lock_file(file: IO[Any], path: Path, doing: str) -> None:
+    """Keeps other processes out until `file` is closed, by this process or by its end.
+
+    Args:
+        file: open; a second process that locks the same file is refused.
+        path: what the error names.
+        doing: what the other process does there.
+
+    Raises:
+        ConfigError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            str(path), [f"another process is {doing}"], next="wait for it, or choose another --out"
+        ) from None
+    except OSError:  # a file system that has no locks
+        return
 
 
 def write_text(path: str | Path, text: str) -> None:

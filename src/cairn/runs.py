@@ -19,12 +19,13 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
 from cairn.config import read_yaml, save_config
 from cairn.errors import ArtifactError, ConfigError, DataError, storage_error
-from cairn.files import sha256_file, sha256_json, write_json, write_text
+from cairn.files import lock_file, sha256_file, sha256_json, write_json, write_text
 
 __all__ = ["RunFolder", "read_jsonl", "versions"]
 
@@ -69,14 +70,15 @@ class RunFolder:
         path: the folder, made if missing.
         config: the resolved configuration, saved as config.yaml.
         seed: recorded in versions.json.
+        alone: other processes may not open the folder while this object lives; False: they work in it together.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings, or another process is at work in it.
         ArtifactError: the folder's versions.json is damaged.
         StorageError: the folder cannot be made or written.
     """
 
-    def __init__(self, path: str | Path, config: BaseModel, *, seed: int | None = None) -> None:
+    def __init__(self, path: str | Path, config: BaseModel, *, seed: int | None = None, alone: bool = True) -> None:
         self.path = Path(path)
         fingerprint = sha256_json(config.model_dump(mode="json"))
         try:
@@ -97,6 +99,7 @@ class RunFolder:
             save_config(config, self.path / "config.yaml")
             write_json(stamp, {"config_sha256": fingerprint, **versions(seed)})
             self.resumed = False
+        self._hold = _hold(stamp) if alone else None
 
     @property
     def finished(self) -> bool:
@@ -130,6 +133,28 @@ class RunFolder:
             {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
              "files": {name: sha256_file(self.path / name) for name in outputs}},
         )
+
+
+class _Hold:
+    """A folder that this process has to itself, as long as one of its RunFolders lives."""
+
+    def __init__(self, stamp: Path) -> None:
+        self._file = open(stamp, "rb")  # as long as the lock is wanted
+        lock_file(self._file, stamp.parent, "at work in this run folder")
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+_HELD: WeakValueDictionary[Path, _Hold] = WeakValueDictionary()
+
+
+def _hold(stamp: Path) -> _Hold:
+    place = stamp.resolve()
+    held = _HELD.get(place)
+    if held is None:
+        held = _HELD[place] = _Hold(stamp)
+    return held
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

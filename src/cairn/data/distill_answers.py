@@ -15,11 +15,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cairn.engines.base import Sampling
-from cairn.errors import ConfigError, DataError, storage_error
-from cairn.files import sha256_json
+from cairn.errors import DataError, storage_error
+from cairn.files import lock_file, sha256_json
 from cairn.runs import read_jsonl
 
 __all__ = ["Answer", "Answers", "Ask", "Budget", "json_line", "prompt_hash", "read_answers"]
@@ -150,7 +150,7 @@ class Answers:
                 if whole < len(data):
                     os.truncate(self.path, whole)
             self._file = open(self.path, "ab", buffering=0)
-            _lock(self._file, self.path)
+            lock_file(self._file, self.path, "making these examples")  # it would make the same calls
         except OSError as error:
             raise storage_error(error, self.path) from error
         self._known = read_answers(self.path)
@@ -194,20 +194,6 @@ class Answers:
         except OSError as error:
             raise storage_error(error, self.path) from error
         self._known[key] = answer
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    """Keeps a second process out of the same folder: both would make the same calls. A kill frees the lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            str(path), ["another process is making these examples"], next="wait for it, or choose another --out"
-        ) from None
 
 
 class Budget:

@@ -92,7 +92,7 @@ def pretrain(
         run = RunFolder(out, recipe, seed=recipe.seed)
     _barrier(world)
     if rank:
-        run = RunFolder(out, recipe, seed=recipe.seed)
+        run = RunFolder(out, recipe, seed=recipe.seed, alone=False)
     if rank == 0:
         prepare(recipe, out, recipe_folder=recipe_folder, teacher=teacher, say=say)
     _barrier(world)
