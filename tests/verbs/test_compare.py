@@ -214,7 +214,7 @@ def kill_when(arguments: list[str], ready: Callable[[], bool]) -> None:
         [sys.executable, "-m", "cairn", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=os.environ,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, "the command ended before it could be killed"

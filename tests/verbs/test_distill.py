@@ -106,7 +106,7 @@ def test_killed_again_and_again_no_answered_call_is_repeated(home: Path, server:
             [sys.executable, "-m", "cairn", *arguments], env=environment, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 300
         while len(answered(home / "out" / "answers.jsonl")) < wanted and process.poll() is None:
             time.sleep(0.003)
             assert time.monotonic() < ends
@@ -212,13 +212,13 @@ def test_a_source_that_is_not_utf8(home: Path, server: FakeServer, capsys: Any) 
 
 
 def test_interrupted_it_keeps_what_was_under_way(home: Path, server: FakeServer, python: Callable) -> None:
-    server.delay_s = 0.1
+    server.delay_s = 0.5
     arguments = command(home, server)
     process = subprocess.Popen([sys.executable, "-m", "cairn", *arguments], stderr=subprocess.PIPE, text=True)
     while len(server.bodies) < 6 and process.poll() is None:
         time.sleep(0.003)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "run the same command again to go on" in said
     assert len(answered(home / "out" / "answers.jsonl")) == sum(server.answered.values()) == len(server.bodies)
 

@@ -32,7 +32,7 @@ def several(count, done=lambda job, result: None, shown=None):
     return SideBySide(count, BaseOfWorkers("the base", "cpu", {}, 3), done, shown.append)
 
 
-def wait_for(path, seconds=10):
+def wait_for(path, seconds=120):  # long: a busy machine is slow, not wrong
     end = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end, f"no {path}"
@@ -40,7 +40,7 @@ def wait_for(path, seconds=10):
     return path.read_text()
 
 
-def gone(pid, seconds=5):
+def gone(pid, seconds=30):
     """True if a process ends in time, or only waits for its parent to notice that it has."""
     end, stat = time.monotonic() + seconds, Path(f"/proc/{pid}/stat")
     while time.monotonic() < end:
@@ -110,18 +110,19 @@ def test_a_process_that_dies_is_an_error_that_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_all_after_their_checkpoints(tmp_path, number):
     jobs, before = [job(tmp_path, f"slow_{n}") for n in range(3)], signal.getsignal(signal.SIGTERM)
+    began = []
 
     def interrupt():
         for one in jobs[:2]:
             wait_for(one.run / "pid")
+        began.append(time.monotonic())
         os.kill(os.getpid(), number)
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), several(2) as trainer:
         trainer.add(jobs)
         threading.Thread(target=interrupt).start()
         trainer.wait(jobs)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began[0] < 20
     assert [(one.run / "checkpoint").exists() for one in jobs] == [True, True, False]
     assert signal.getsignal(signal.SIGTERM) == before
 
