@@ -127,6 +127,14 @@ def test_an_interrupt_stops_all_after_their_checkpoints(tmp_path, number):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_in_the_background_where_ctrl_c_is_ignored_it_stops_as_well(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        test_an_interrupt_stops_all_after_their_checkpoints(tmp_path, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_when_the_first_process_is_killed_the_others_end_by_themselves(tmp_path):
     slow = job(tmp_path, "slow")

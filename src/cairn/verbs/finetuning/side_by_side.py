@@ -258,6 +258,7 @@ class _Lines(io.TextIOBase):
 
 def worker() -> None:
     """Runs in each process: takes jobs from standard input and answers on standard output, until told to end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started from a background job it would be ignored
     source, channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not stand between the messages
     lock = threading.Lock()
