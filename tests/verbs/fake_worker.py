@@ -23,7 +23,7 @@ def fake_training(job, model, tokenizer, identity):
     if kind == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        time.sleep(300 if kind == "slow" else 0.05)
+        time.sleep(60 if kind == "slow" else 0.05)
     except KeyboardInterrupt:
         time.sleep(0.1)
         (job.run / "checkpoint").write_text("whole")

@@ -212,13 +212,13 @@ def test_a_source_that_is_not_utf8(home: Path, server: FakeServer, capsys: Any) 
 
 
 def test_interrupted_it_keeps_what_was_under_way(home: Path, server: FakeServer, python: Callable) -> None:
-    server.delay_s = 0.5
+    server.delay_s = 0.1
     arguments = command(home, server)
     process = subprocess.Popen([sys.executable, "-m", "cairn", *arguments], stderr=subprocess.PIPE, text=True)
     while len(server.bodies) < 6 and process.poll() is None:
         time.sleep(0.003)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 130 and "run the same command again to go on" in said
     assert len(answered(home / "out" / "answers.jsonl")) == sum(server.answered.values()) == len(server.bodies)
 

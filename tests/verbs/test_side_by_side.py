@@ -32,7 +32,7 @@ def several(count, done=lambda job, result: None, shown=None):
     return SideBySide(count, BaseOfWorkers("the base", "cpu", {}, 3), done, shown.append)
 
 
-def wait_for(path, seconds=120):  # long: a busy machine is slow, not wrong
+def wait_for(path, seconds=30):
     end = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end, f"no {path}"
@@ -40,7 +40,7 @@ def wait_for(path, seconds=120):  # long: a busy machine is slow, not wrong
     return path.read_text()
 
 
-def gone(pid, seconds=30):
+def gone(pid, seconds=5):
     """True if a process ends in time, or only waits for its parent to notice that it has."""
     end, stat = time.monotonic() + seconds, Path(f"/proc/{pid}/stat")
     while time.monotonic() < end:
